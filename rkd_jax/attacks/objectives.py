@@ -1,0 +1,117 @@
+"""What an attack maximises: per-example objectives of a network's output."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rkd_jax.errors import ConfigError, unknown_name
+
+
+def cross_entropy(logits, labels):
+  """`-log softmax(logits)[label]`, float[B], in nats.
+
+  Its gradient vanishes in float32 where the network is very confident and
+  right; `margin` does not saturate.
+
+  Args:
+    logits: float[B, K].
+    labels: int[B] in [0, K).
+
+  Raises:
+    ConfigError: no labels, or another number of them.
+  """
+  one_hot = _one_hot(labels, logits)
+  true = jnp.sum(jnp.where(one_hot, logits, 0), axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - true
+
+
+def margin(logits, labels, *, kappa=None):
+  """`max_{j != y} z_j - z_y`, float[B]: above 0 where the label has lost.
+
+  The objective of Carlini and Wagner (2017, arXiv:1608.04644), f_6.
+
+  Args:
+    logits: float[B, K], K >= 2.
+    labels: int[B] in [0, K).
+    kappa: confidence. Given, the margin is clamped to at most `kappa`, beyond
+      which there is no gradient.
+
+  Raises:
+    ConfigError: no labels, another number of them, or K < 2.
+  """
+  one_hot = _one_hot(labels, logits)
+  if logits.shape[-1] < 2:
+    raise ConfigError(
+        f'margin compares classes, but the logits {logits.shape} have only one')
+  true = jnp.sum(jnp.where(one_hot, logits, 0), axis=-1)
+  other = jnp.max(jnp.where(one_hot, -jnp.inf, logits), axis=-1)
+  value = other - true
+  return value if kappa is None else jnp.minimum(value, kappa)
+
+
+def kl_divergence(reference_logits, logits):
+  """KL(softmax(reference_logits) || softmax(logits)), float[B], in nats.
+
+  In log space: finite, with finite gradients, for all finite logits. Gradients
+  flow into both arguments (AdaAD, arXiv:2303.15105, attacks through both).
+
+  Args:
+    reference_logits: float[B, K].
+    logits: float[B, K].
+
+  Raises:
+    ConfigError: the shapes differ.
+  """
+  if reference_logits.shape != logits.shape:
+    raise ConfigError(
+        f'reference logits {reference_logits.shape} and logits {logits.shape} '
+        'must match; do both networks have the same num_classes and batch?')
+  reference_log_probs = jax.nn.log_softmax(reference_logits)
+  log_probs = jax.nn.log_softmax(logits)
+  return jnp.sum(
+      jnp.exp(reference_log_probs) * (reference_log_probs - log_probs), axis=-1)
+
+
+def kl_to(reference_logits) -> Callable:
+  """Objective `logits -> KL(softmax(reference_logits) || softmax(logits))`.
+
+  What TRADES and RSLAD attack: the reference is the student's or the teacher's
+  output on the clean images. No gradient flows into the reference.
+
+  Args:
+    reference_logits: float[B, K], in the order of the batch that is attacked.
+  """
+  reference_logits = lax.stop_gradient(reference_logits)
+  return lambda logits: kl_divergence(reference_logits, logits)
+
+
+NAMED = {'ce': cross_entropy, 'margin': margin}
+
+
+def resolve(objective: str | Callable, labels) -> Callable:
+  """A name or a callable as a callable `network output -> float[B]`.
+
+  Raises:
+    ConfigError: unknown name.
+  """
+  if callable(objective):
+    return objective
+  if objective not in NAMED:
+    raise unknown_name('objective', objective, NAMED)
+  return lambda logits: NAMED[objective](logits, labels)
+
+
+def _one_hot(labels, logits):
+  """bool[B, K], true at the labels."""
+  if labels is None:
+    raise ConfigError('this objective compares with labels, got None')
+  labels = jnp.asarray(labels)
+  shape = getattr(logits, 'shape', None)
+  if shape is None or len(shape) != 2 or shape[0] != len(labels):
+    raise ConfigError(
+        f'fn must return logits [B, K] for B = {len(labels)} labels, got '
+        f'{type(logits).__name__ if shape is None else shape}; give a callable '
+        'objective for any other output')
+  return labels[:, None] == jnp.arange(shape[1])[None]

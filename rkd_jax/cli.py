@@ -1,0 +1,125 @@
+"""The command `rkd`: what to do and where, no mathematics."""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from rkd_jax import errors
+
+_EPILOG = """settings: --config.KEY=VALUE changes any key, for example
+  --config.attack.eps=0.1 --config.train.epochs=5"""
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command; the exit code: 0 done, 1 failed, 2 bad settings."""
+  arguments, rest = _parser().parse_known_args(argv)
+  try:
+    return arguments.run(arguments, rest) or 0
+  except errors.ConfigError as error:
+    print(f'rkd: {error}', file=sys.stderr)
+    return 2
+  except errors.RkdError as error:
+    print(f'rkd: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print('rkd: interrupted; the same command continues', file=sys.stderr)
+    return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog='rkd', description='Robust knowledge distillation in JAX.')
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+  def add(name, run, text, *, config=False, workdir=None):
+    command = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False,
+        epilog=_EPILOG if config or name == 'evaluate' else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.set_defaults(run=run)
+    if config:
+      command.add_argument('--config', required=True, metavar='FILE[:VARIANT]',
+                           help='a config file, see configs/')
+    if workdir is not None:
+      command.add_argument('--workdir', required=workdir == '',
+                           default=workdir or None, metavar='DIR',
+                           help='directory of the run'
+                           + (f' (default: {workdir})' if workdir else ''))
+    return command
+
+  add('quickstart', _quickstart, 'distil robust students of handwritten digits '
+      'and attack them, in about a minute', workdir='runs/quickstart')
+  add('train', _train, 'run the experiment of a config file, or continue it',
+      config=True, workdir='')
+  add('compare', _compare, 'train several students over several seeds and '
+      'tabulate them, or continue', config=True, workdir='')
+  add('evaluate', _evaluate, 'attack the student of a finished run again, with '
+      'other evaluation settings', workdir='')
+  add('list', _list, 'models, methods, attacks and data sets')
+  return parser
+
+
+def _load(arguments, rest):
+  from rkd_jax import config as configuration
+  return configuration.apply_flags(
+      configuration.load_file(arguments.config), rest)
+
+
+def _train(arguments, rest):
+  from rkd_jax import experiment
+  from rkd_jax.evaluation import tables
+  results = experiment.run(_load(arguments, rest), arguments.workdir)
+  print(tables.plain(experiment.table(results)))
+  print(f'files: {arguments.workdir}')
+
+
+def _compare(arguments, rest):
+  from rkd_jax import comparison
+  from rkd_jax.evaluation import tables
+  content = comparison.run(_load(arguments, rest), arguments.workdir)
+  print(tables.plain(content['rows']))
+  print(f'table: {pathlib.Path(arguments.workdir) / comparison.TABLE}')
+
+
+def _evaluate(arguments, rest):
+  from rkd_jax import config as configuration
+  from rkd_jax import experiment
+  from rkd_jax.evaluation import tables
+  path = pathlib.Path(arguments.workdir) / 'config.json'
+  if not path.is_file():
+    raise errors.ConfigError(
+        f'{arguments.workdir} holds no run (config.json is missing); --workdir '
+        'is the directory that `rkd train` was given')
+  config = configuration.resolve(json.loads(path.read_text()))
+  wrong = [arg for arg in rest if not arg.startswith('--config.evaluation.')]
+  if wrong:
+    raise errors.ConfigError(
+        f'{wrong[0]}: only --config.evaluation.* can change once a run exists')
+  configuration.apply_flags(config, rest)
+  results = experiment.evaluate(config, arguments.workdir)
+  print(tables.plain(experiment.table(results)))
+
+
+def _quickstart(arguments, rest):
+  from rkd_jax import quickstart
+  _no_more(rest)
+  quickstart.run(arguments.workdir)
+
+
+def _list(arguments, rest):
+  del arguments
+  _no_more(rest)
+  from rkd_jax import attacks, data, distill, models
+  for title, entries in (('models', models.describe()),
+                         ('methods', distill.describe()),
+                         ('attacks', attacks.describe()),
+                         ('data sets', data.describe())):
+    print(f'{title}:')
+    for name, text in dict(entries).items():
+      print(f'  {name:24} {text}')
+
+
+def _no_more(rest):
+  if rest:
+    raise errors.ConfigError(f'unknown argument {rest[0]!r}')

@@ -1,0 +1,106 @@
+"""Several students of the same teachers, over several seeds, in one table."""
+
+import pathlib
+from typing import Any
+
+from rkd_jax import config as configuration
+from rkd_jax import experiment
+from rkd_jax.errors import ConfigError
+from rkd_jax.evaluation import tables
+from rkd_jax.report import figures, provenance
+from rkd_jax.training import parallel
+from rkd_jax.training import progress as progress_lib
+
+TABLE = pathlib.Path('tables', 'comparison.json')
+
+
+def run(config: Any, workdir: str | pathlib.Path, *,
+        progress: progress_lib.Progress | None = None) -> dict:
+  """Trains and attacks every student of `config.compare`, or what is left.
+
+  For each seed the teachers are trained once, then every student with its
+  changes laid over the config. All of them are ordinary runs below `workdir`.
+
+  Returns:
+    The content of `tables/comparison.json`: for each row and column mean,
+    standard deviation (ddof 1) and the values of the single seeds.
+
+  Raises:
+    ConfigError: no students are named, or see `experiment.run`.
+  """
+  config = configuration.resolve(config)
+  workdir = pathlib.Path(workdir)
+  if not config.compare.students:
+    raise ConfigError('config.compare.students is empty: name each student '
+                      'and what to change for it, ((name, {key: value}), ...)')
+  plans = {seed: _plan(config, workdir, seed) for seed in config.compare.seeds}
+  configuration.claim(workdir, config)
+  parallel.enable_compilation_cache()
+  total = sum(experiment.cost(sub) for plan in plans.values()
+              for sub, _ in plan.values())
+  records = {}
+  with experiment.opened(progress, total) as progress:
+    for seed, plan in plans.items():
+      for name, (sub, folder) in plan.items():
+        progress.label(f'seed {seed}, {name}: ')
+        result = experiment.run(sub, folder, progress=progress)
+        for row, values in _rows(name, result).items():
+          records.setdefault(row, {})[seed] = values
+  return _write(config, workdir, records)
+
+
+def _plan(config, workdir, seed) -> dict[str, tuple[Any, pathlib.Path]]:
+  """{name: (config, directory)} of one seed, teachers first."""
+  base = configuration.resolve(config)
+  base.seed = seed
+  base.compare = configuration.default_config().compare
+  root = workdir / f'seed{seed}'
+  students = {}
+  for name, changes in config.compare.students:
+    students[name] = configuration.resolve(base)
+    configuration.overlay(students[name], changes)
+  wanted = {teacher for sub in students.values()
+            for teacher in experiment.teacher_names(sub).values()}
+  found = {}
+  for teacher in sorted(wanted):
+    if base.teachers[teacher].overrides:
+      folder = root / 'teachers' / teacher
+      found[f'{teacher} teacher'] = (
+          experiment.teacher_config(base, teacher), folder)
+      for sub in students.values():
+        sub.teachers[teacher].overrides = {}
+        sub.teachers[teacher].run = str(folder)
+  for name, sub in students.items():
+    experiment.check(sub)
+    found[name] = (sub, root / 'students' / name)
+  return found
+
+
+def _rows(name: str, result: dict) -> dict[str, dict[str, float]]:
+  """Table rows of one run: the student, and teachers that it retrained."""
+  rows = {name: _accuracies(result['student']['best'])}
+  rows[name]['clean (last)'] = result['student']['last']['clean']['accuracy']
+  if 'pgd20' in result['student']['last']:
+    rows[name]['pgd20 (last)'] = result['student']['last']['pgd20']['accuracy']
+  for role, moments in result['retrained_teachers'].items():
+    rows[f'{role} teacher after {name}'] = _accuracies(moments['after'])
+  return rows
+
+
+def _accuracies(results: dict) -> dict[str, float]:
+  return {name: entry['accuracy'] if isinstance(entry, dict) else entry
+          for name, entry in results.items()}
+
+
+def _write(config, workdir, records) -> dict:
+  """Aggregates the seeds; writes the table and its picture."""
+  rows = {row: tables.aggregate(list(by_seed.values()))
+          for row, by_seed in records.items()}
+  content = {
+      'data': config.data.name, 'eps': config.attack.eps,
+      'norm': config.attack.norm, 'seeds': list(config.compare.seeds),
+      'rows': rows, **provenance.describe()}
+  configuration.write_json(workdir / TABLE, content)
+  (workdir / TABLE).with_suffix('.md').write_text(tables.markdown(rows) + '\n')
+  figures.draw_comparison(content, workdir / 'figures' / 'comparison.png')
+  return content

@@ -1,0 +1,207 @@
+"""Image files in one folder a class, and the layout of Tiny-ImageNet."""
+
+import concurrent.futures
+import functools
+import itertools
+import pathlib
+
+import numpy as np
+
+from rkd_jax.data import cache
+from rkd_jax.data.dataset import Stored, make_split, make_stored
+from rkd_jax.errors import ConfigError, DataError
+
+_SUFFIXES = frozenset(
+    ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.pgm', '.ppm'))
+_LAYOUT = (
+    'wanted data_dir/train/<class>/<image files> and data_dir/test/<class>/... '
+    '(or val/<class>/..., or Tiny-ImageNet\'s val/images and '
+    'val/val_annotations.txt)')
+_TINY_HOW = (
+    'download http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpack it, and '
+    'give the folder tiny-imagenet-200 as data_dir')
+_CHUNK = 1024
+
+Listing = list[tuple[pathlib.Path, str]]  # (image file, class name)
+
+
+def read(data_dir: pathlib.Path | None) -> Stored:
+  """Reads train/<class>/ and test/<class>/ (else val/<class>/) under a folder.
+
+  Classes are the names of the folders under train/, sorted; files are taken in
+  sorted order. Images may lie in a subfolder `images` of a class folder. All
+  images have one size. They have one channel when every image is grey, else
+  three; an alpha channel is dropped.
+
+  Raises:
+    ConfigError: no data_dir.
+    DataError: folders are missing or empty, the classes of train and test
+      differ, sizes differ, or a file cannot be read.
+  """
+  if data_dir is None:
+    raise ConfigError(f"the data set 'folder' needs data_dir; {_LAYOUT}")
+  return _read('folder', data_dir)
+
+
+def read_tiny_imagenet(data_dir: pathlib.Path | None) -> Stored:
+  """Reads Tiny-ImageNet (Le and Yang 2015); its validation images are the test.
+
+  Args:
+    data_dir: the unpacked folder, or the one that holds tiny-imagenet-200.
+
+  Raises:
+    ConfigError, DataError: as `read`, and when there are not 200 classes.
+  """
+  if data_dir is None:
+    raise ConfigError(f"the data set 'tiny_imagenet' needs data_dir: {_TINY_HOW}")
+  inner = data_dir / 'tiny-imagenet-200'
+  root = inner if inner.is_dir() else data_dir
+  if not (root / 'val' / 'val_annotations.txt').is_file():
+    raise DataError(
+        f'looked for Tiny-ImageNet in {root}: there is no '
+        f'val/val_annotations.txt; {_TINY_HOW}')
+  stored = _read('tiny_imagenet', root)
+  if len(stored.class_names) != 200:
+    raise DataError(
+        f'{root / "train"} has {len(stored.class_names)} classes, '
+        f'Tiny-ImageNet has 200; is it complete? Otherwise {_TINY_HOW}')
+  return stored
+
+
+def _read(name: str, root: pathlib.Path) -> Stored:
+  if not (root / 'train').is_dir():
+    raise DataError(f'there is no folder {root / "train"}; {_LAYOUT}')
+  train = _by_class(root / 'train')
+  class_names = sorted({label for _, label in train})
+  if len(class_names) < 2:
+    raise DataError(
+        f'{root / "train"} has one class folder, {class_names[0]!r}; two or more '
+        f'are wanted; {_LAYOUT}')
+  test, where = _test_listing(root)
+  _check_same_classes(class_names, {label for _, label in test}, where)
+  files = [file for file, _ in itertools.chain(train, test)]
+  labels = '\n'.join(label for _, label in test)
+  key = cache.fingerprint(root, files, text=labels)
+  return cache.through(f'{name}-1-{key}', functools.partial(
+      _decode, root, train, test, class_names))
+
+
+def _by_class(root: pathlib.Path) -> Listing:
+  listing = []
+  for folder in _subfolders(root):
+    files = _images(folder) or _images(folder / 'images')
+    if not files:
+      raise DataError(
+          f'the class folder {folder} holds no image '
+          f'({", ".join(sorted(_SUFFIXES))})')
+    listing += [(file, folder.name) for file in files]
+  if not listing:
+    raise DataError(f'{root} holds no class folder; {_LAYOUT}')
+  return listing
+
+
+def _test_listing(root: pathlib.Path) -> tuple[Listing, pathlib.Path]:
+  # First, because Tiny-ImageNet's own test/ folder has images without labels.
+  annotations = root / 'val' / 'val_annotations.txt'
+  if annotations.is_file():
+    return _annotated(annotations), annotations
+  for name in ('test', 'val'):
+    if (root / name).is_dir():
+      return _by_class(root / name), root / name
+  raise DataError(f'there is no folder {root / "test"} or {root / "val"}; {_LAYOUT}')
+
+
+def _annotated(annotations: pathlib.Path) -> Listing:
+  listing = []
+  images = annotations.parent / 'images'
+  lines = annotations.read_text(errors='replace').splitlines()
+  for number, line in enumerate(lines, 1):
+    fields = line.split('\t')
+    if len(fields) < 2:
+      raise DataError(
+          f'{annotations}, line {number}: wanted file name, tab, class; got {line!r}')
+    listing.append((images / fields[0], fields[1]))
+  named = {file.name for file, _ in listing}
+  there = {file.name for file in _images(images)}
+  if not listing or named != there:
+    raise DataError(
+        f'{annotations} names {len(named)} images, {images} holds {len(there)}; '
+        f'{len(named - there)} are missing there, {len(there - named)} have no '
+        'class (for example '
+        f'{", ".join(sorted(named ^ there)[:3]) or "none at all"})')
+  return sorted(listing)
+
+
+def _check_same_classes(train: list[str], test: set[str],
+                        where: pathlib.Path) -> None:
+  only_train, only_test = sorted(set(train) - test), sorted(test - set(train))
+  if only_train or only_test:
+    raise DataError(
+        f'the classes of train and of {where} differ: only in train: '
+        f'{only_train[:5]} ({len(only_train)}), only in test: {only_test[:5]} '
+        f'({len(only_test)})')
+
+
+def _decode(root: pathlib.Path, train: Listing, test: Listing,
+            class_names: list[str]) -> Stored:
+  number = {name: i for i, name in enumerate(class_names)}
+  files = [file for file, _ in itertools.chain(train, test)]
+  labels = np.array([number[label] for _, label in itertools.chain(train, test)])
+  images = _read_images(files)
+  parts = [
+      make_split(images[where], labels[where], num_classes=len(class_names),
+                 where=str(root))
+      for where in (slice(len(train)), slice(len(train), None))]
+  return make_stored(*parts, class_names, str(root))
+
+
+def _read_images(files: list[pathlib.Path]) -> np.ndarray:
+  """uint8[N, H, W, 1 or 3]; grey only when every image is."""
+  first, _ = _read_image(files[0])
+  images = np.empty((len(files), *first.shape), np.uint8)
+  any_colour = False
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for start in range(0, len(files), _CHUNK):
+      chunk = files[start:start + _CHUNK]
+      for i, (image, colour) in enumerate(pool.map(_read_image, chunk), start):
+        if image.shape != first.shape:
+          raise DataError(
+              f'{files[i]} is {_size(image)}, but {files[0]} is {_size(first)} '
+              '(height x width); all images must have one size: resize them first')
+        images[i] = image
+        any_colour |= colour
+  return images if any_colour else images[..., :1]
+
+
+def _read_image(file: pathlib.Path) -> tuple[np.ndarray, bool]:
+  from PIL import Image  # Lazily: no other data set needs it.
+  try:
+    with Image.open(file) as image:
+      deep = image.mode.startswith(('I', 'F'))
+      colour = image.mode not in ('1', 'L', 'LA')
+      pixels = None if deep else np.asarray(image.convert('RGB'))
+  except Exception as error:  # Pillow's decoders raise many types on bad bytes.
+    raise DataError(f'cannot read the image {file}: {error}') from error
+  if deep:
+    raise DataError(
+        f'the image {file} has more than 8 bits a channel (mode {image.mode}); '
+        'convert it to 8 bits first')
+  return pixels, colour
+
+
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+  if not folder.is_dir():
+    return []
+  return sorted(
+      file for file in folder.iterdir()
+      if file.suffix.lower() in _SUFFIXES and not file.name.startswith('.'))
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(
+      path for path in folder.iterdir()
+      if path.is_dir() and not path.name.startswith('.'))
+
+
+def _size(image: np.ndarray) -> str:
+  return f'{image.shape[0]}x{image.shape[1]}'

@@ -1,0 +1,65 @@
+"""Distillation methods: one file each, found by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rkd_jax.distill import (
+    ard,
+    b_mtard,
+    ciard,
+    mtard,
+    pgd_at,
+    rslad,
+    sd,
+    standard,
+    trades,
+)
+from rkd_jax.distill import settings as checks
+from rkd_jax.distill.adversary import THREAT_DEFAULTS
+from rkd_jax.distill.method import Batch, Method, Outcome, weighted_mean
+from rkd_jax.errors import unknown_name
+
+METHODS = {
+    module.__name__.rsplit('.', 1)[-1]: module
+    for module in (standard, pgd_at, trades, sd, ard, rslad, mtard, b_mtard,
+                   ciard)
+}
+
+__all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',
+           'defaults', 'describe', 'make', 'weighted_mean']
+
+
+def make(name: str, settings: Mapping[str, Any], *, threat: Mapping[str, Any],
+         epochs: int) -> Method:
+  """Builds a method.
+
+  Args:
+    name: a key of `METHODS`.
+    settings: the method's own settings; missing keys take the values of
+      `defaults(name)`.
+    threat: the inner maximisation of training, see
+      `adversary.make_adversary`; missing keys take those of `THREAT_DEFAULTS`.
+    epochs: epochs of the whole training, >= 1.
+
+  Raises:
+    ConfigError: unknown name or key, or a value out of its range.
+  """
+  module = _module(name)
+  settings = checks.complete(module.DEFAULTS, settings, name)
+  return module.make(settings, threat=threat, epochs=epochs)
+
+
+def defaults(name: str) -> dict[str, Any]:
+  """A method's settings with their published values; ConfigError if unknown."""
+  return dict(_module(name).DEFAULTS)
+
+
+def describe() -> dict[str, str]:
+  """One line about every method, by name."""
+  return {name: module.SUMMARY for name, module in METHODS.items()}
+
+
+def _module(name):
+  if name not in METHODS:
+    raise unknown_name('method', name, METHODS)
+  return METHODS[name]

@@ -1,0 +1,74 @@
+"""The inner maximisation of training, common to all adversarial methods."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from rkd_jax import attacks
+from rkd_jax.distill import settings as checks
+from rkd_jax.distill.method import Batch
+from rkd_jax.errors import ConfigError
+
+THREAT_DEFAULTS = {
+    'norm': 'linf', 'eps': 8 / 255, 'step_size': 2 / 255, 'steps': 10,
+    'eps_warmup': 0.0}
+
+# The two starts in use: anywhere in the ball (Madry et al., ARD), or x plus a
+# little noise (TRADES and the code that descends from it: RSLAD, MTARD, CIARD).
+UNIFORM = {'start': 'uniform'}
+NEARBY = {'start': 'gaussian', 'start_scale': 0.001}
+
+# adversary(student, batch, objective) -> adversarial images
+Adversary = Callable[..., Any]
+
+
+def make_adversary(threat: Mapping[str, Any], *, epochs: int,
+                   start: Mapping[str, Any]) -> Adversary:
+  """Builds the PGD attack that makes the training images.
+
+  Args:
+    threat: keys of `THREAT_DEFAULTS`, which missing ones take: `norm`, `eps`
+      and `step_size` (pixels in [0, 1]), `steps`, and `eps_warmup`, the share
+      of the training in [0, 1) over which both lengths grow: in epoch e, from
+      0, they are multiplied by min(1, (e + 1) / (eps_warmup * epochs)).
+    epochs: epochs of the whole training.
+    start: `UNIFORM` or `NEARBY`.
+
+  Returns:
+    `adversary(student, batch, objective='ce') -> float32[B, H, W, C]`: images
+    in the threat's ball around `batch.image` that maximise the objective (see
+    `attacks.pgd`) of the student in evaluation mode. No gradient flows through
+    them.
+
+  Raises:
+    ConfigError: unknown key, or a value out of its range.
+  """
+  threat = check_threat(threat)
+  if epochs < 1:
+    raise ConfigError(f'epochs must be >= 1, got {epochs}')
+
+  def adversary(student, batch: Batch, objective='ce'):
+    eps, step_size = threat['eps'], threat['step_size']
+    if threat['eps_warmup']:
+      warmup = threat['eps_warmup'] * epochs
+      grown = jnp.minimum(1.0, (batch.epoch + 1) / warmup)
+      eps, step_size = eps * grown, step_size * grown
+    return attacks.pgd(
+        student.frozen().predict, batch.image, batch.label, key=batch.key,
+        norm=threat['norm'], eps=eps, step_size=step_size,
+        steps=threat['steps'], objective=objective, **start)
+
+  return adversary
+
+
+def check_threat(threat: Mapping[str, Any]) -> dict[str, Any]:
+  """The threat with its defaults; raises ConfigError where it is invalid."""
+  threat = checks.complete(THREAT_DEFAULTS, threat, 'threat')
+  checks.one_of(threat, 'norm', attacks.threat.NORMS)
+  checks.non_negative(threat, 'eps', 'step_size')
+  checks.between(threat, 'eps_warmup', upper_open=True)
+  steps = threat['steps']
+  if steps < 0 or steps != int(steps):
+    raise ConfigError(f'steps must be a whole number >= 0, got {steps}')
+  return {**threat, 'steps': int(steps)}

@@ -1,0 +1,100 @@
+"""What a distillation method is: pure functions and a frozen description."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rkd_jax.models.network import BoundNetwork
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array | None = None):
+  """Mean over the global batch; a weighted mean is 0 where all weights are 0."""
+  if weights is None:
+    return jnp.mean(values)
+  total = jnp.sum(weights)
+  return jnp.sum(values * weights) / jnp.where(total > 0, total, 1)
+
+
+Memory = Any  # Pytree: what changes while a method trains, beside the student.
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """One training batch as a method sees it.
+
+  Attributes:
+    image: float32[B, H, W, C] in [0, 1], already augmented.
+    label: int32[B].
+    key: typed PRNG keys [B], one an example; derive with `fold_in`.
+    step: int32 scalar, training steps taken before this one.
+    epoch: int32 scalar, whole epochs finished before this step.
+    mean: `mean(values[B], weights[B] | None)`: mean over the *global* batch on
+      every device layout; a weighted mean whose weights are all 0 is 0.
+  """
+
+  image: jax.Array
+  label: jax.Array
+  key: jax.Array
+  step: jax.Array
+  epoch: jax.Array
+  mean: Callable[..., jax.Array] = weighted_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What an objective returns.
+
+  Attributes:
+    loss: float32[B], per example; the step owns the mean and the gradient.
+    student: the student with the running statistics that its training-mode
+      forward passes left.
+    memory: the method's state after this step; no gradient flows into it.
+    metrics: scalars or [B] arrays by name, for the log; averaged by the step.
+  """
+
+  loss: jax.Array
+  student: BoundNetwork
+  memory: Memory
+  metrics: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+# objective(student, teachers, memory, batch) -> Outcome. The step differentiates
+# mean(Outcome.loss) with respect to the student's parameters; attack
+# `student.frozen().predict`, so that nothing is differentiated through it.
+Objective = Callable[
+    [BoundNetwork, Mapping[str, BoundNetwork], Memory, Batch], Outcome]
+
+
+def _nothing(teachers):
+  del teachers
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A distillation method.
+
+  Attributes:
+    name: as in the registry.
+    roles: the teachers it needs: (), ('teacher',) or ('clean', 'robust').
+    phases: ((first epoch, objective), ...), in ascending order, from 0. Each
+      objective is compiled only for its own epochs.
+    init_memory: `init_memory({role: BoundNetwork}) -> Memory`.
+    retrained: `retrained(memory) -> {role: variables}`, the teachers that the
+      method changes, as they are now; {} for most methods.
+    adversarial: whether it attacks the student while training.
+  """
+
+  name: str
+  roles: tuple[str, ...]
+  phases: tuple[tuple[int, Objective], ...]
+  init_memory: Callable[[Mapping[str, BoundNetwork]], Memory] = _nothing
+  retrained: Callable[[Memory], Mapping[str, Any]] = _nothing
+  adversarial: bool = True
+
+  def objective_at(self, epoch: int) -> Objective:
+    """The objective that is on in an epoch (counted from 0)."""
+    return [fn for start, fn in self.phases if start <= epoch][-1]

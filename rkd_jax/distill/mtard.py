@@ -1,0 +1,27 @@
+"""MTARD: two teachers under balanced loss weights (Zhao et al., ECCV 2022)."""
+
+from rkd_jax.distill import dual
+from rkd_jax.distill.method import Method
+
+SUMMARY = 'MTARD: a clean and a robust teacher under balanced loss weights'
+
+DEFAULTS = {**dual.WEIGHT_DEFAULTS}
+
+
+def make(settings, *, threat, epochs) -> Method:
+  """w_a KL(R(x') || S(x')) / C + w_n KL(N(x) || S(x)) / C.
+
+  The weights start at 1/2 and follow `balance.next_weights`; the attack and the
+  order of things are in `dual`.
+
+  Args:
+    settings: `weight_step` in [0, 1], and `kl_scale` > 0 on both terms: the
+      public code has 1 for 10 classes and 10 for 100.
+    threat: see `adversary.make_adversary`.
+    epochs: epochs of the whole training.
+
+  Raises:
+    ConfigError: an invalid setting or threat.
+  """
+  return dual.make_balanced(
+      'mtard', settings, threat=threat, epochs=epochs, temperatures=False)

@@ -1,0 +1,48 @@
+"""RSLAD: robust soft labels (Zi et al. 2021, arXiv:2108.07969)."""
+
+from rkd_jax import attacks, losses
+from rkd_jax.distill import settings as checks
+from rkd_jax.distill.adversary import NEARBY, make_adversary
+from rkd_jax.distill.method import Method, Outcome
+
+SUMMARY = "RSLAD: the robust teacher's clean soft labels in place of all hard ones"
+
+DEFAULTS = {'weight_adv': 5 / 6, 'kl_scale': 1.0}
+
+
+def make(settings, *, threat, epochs) -> Method:
+  """w KL(T(x) || S(x')) + (1 - w) KL(T(x) || S(x)), each / C.
+
+  x' maximises KL(T(x) || S(x')) from x + 0.001 N(0, 1). The division by the
+  number of classes C is the public code's (PyTorch's mean). The student
+  forwards run in training mode, first x', then x.
+
+  Args:
+    settings: `weight_adv` w in [0, 1], and `kl_scale` > 0 on both terms: the
+      public code has 1 for 10 classes and 10 for 100.
+    threat: see `adversary.make_adversary`.
+    epochs: epochs of the whole training.
+
+  Raises:
+    ConfigError: an invalid setting or threat.
+  """
+  checks.between(settings, 'weight_adv')
+  checks.positive(settings, 'kl_scale')
+  weight, scale = settings['weight_adv'], settings['kl_scale']
+  adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
+
+  def objective(student, teachers, memory, batch):
+    teacher_logits = teachers['teacher'].predict(batch.image)
+    image_adv = adversary(student, batch, attacks.kl_to(teacher_logits))
+    logits_adv, student = student.train(image_adv)
+    logits, student = student.train(batch.image)
+    loss_adv = scale * losses.kl(logits_adv, teacher_logits, classes='mean')
+    loss_clean = scale * losses.kl(logits, teacher_logits, classes='mean')
+    loss = weight * loss_adv + (1 - weight) * loss_clean
+    return Outcome(loss, student, memory, {
+        'loss_adv': loss_adv,
+        'loss_clean': loss_clean,
+        'accuracy_clean': losses.correct(logits, batch.label),
+        'accuracy_adv': losses.correct(logits_adv, batch.label)})
+
+  return Method('rslad', ('teacher',), ((0, objective),))

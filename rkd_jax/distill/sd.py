@@ -1,0 +1,42 @@
+"""Standard distillation (Hinton et al. 2015, arXiv:1503.02531)."""
+
+from rkd_jax import losses
+from rkd_jax.distill import settings as checks
+from rkd_jax.distill.method import Method, Outcome
+
+SUMMARY = 'standard knowledge distillation on clean images; no attack'
+
+# The paper names no values for images; these are common ones for CIFAR.
+DEFAULTS = {'temperature': 4.0, 'alpha': 0.9}
+
+
+def make(settings, *, threat, epochs) -> Method:
+  """alpha T^2 KL(T(x)/T || S(x)/T) + (1 - alpha) CE(S(x), y) (sec. 2).
+
+  Args:
+    settings: `temperature` > 0 and `alpha` in [0, 1]. The KL is summed over the
+      classes.
+    threat: not used.
+    epochs: not used.
+
+  Raises:
+    ConfigError: an invalid setting.
+  """
+  del threat, epochs
+  checks.positive(settings, 'temperature')
+  checks.between(settings, 'alpha')
+  temperature, alpha = settings['temperature'], settings['alpha']
+
+  def objective(student, teachers, memory, batch):
+    teacher_logits = teachers['teacher'].predict(batch.image)
+    logits, student = student.train(batch.image)
+    loss_kd = losses.softened_kl(
+        logits, teacher_logits, temperature=temperature)
+    loss_clean = losses.cross_entropy(logits, batch.label)
+    loss = alpha * loss_kd + (1 - alpha) * loss_clean
+    return Outcome(loss, student, memory, {
+        'loss_kd': loss_kd,
+        'loss_clean': loss_clean,
+        'accuracy_clean': losses.correct(logits, batch.label)})
+
+  return Method('sd', ('teacher',), ((0, objective),), adversarial=False)

@@ -1,0 +1,23 @@
+"""Cross-entropy training without an attack: how a clean teacher is made."""
+
+from rkd_jax import losses
+from rkd_jax.distill.method import Method, Outcome
+
+SUMMARY = 'cross-entropy on clean images; no teacher, no attack'
+
+DEFAULTS = {}
+
+
+def make(settings, *, threat, epochs) -> Method:
+  """CE(S(x), y); `settings` is empty and `threat` is not used."""
+  del settings, threat, epochs
+
+  def objective(student, teachers, memory, batch):
+    del teachers
+    logits, student = student.train(batch.image)
+    loss = losses.cross_entropy(logits, batch.label)
+    return Outcome(loss, student, memory, {
+        'loss_clean': loss,
+        'accuracy_clean': losses.correct(logits, batch.label)})
+
+  return Method('standard', (), ((0, objective),), adversarial=False)

@@ -1,0 +1,151 @@
+"""An experiment: its stages in order, each of them resumable.
+
+data -> teachers (restored, or trained in a run of their own) -> student ->
+evaluation on the test split -> figures. Every stage leaves a file when it is
+finished and is not run again when the file is there, so the same command
+continues whatever was interrupted.
+"""
+
+import contextlib
+import json
+import pathlib
+from typing import Any
+
+from rkd_jax import config as configuration
+from rkd_jax.report import figures
+from rkd_jax.stages import build
+from rkd_jax.stages import check as stage_check
+from rkd_jax.stages import evaluate as evaluation_stage
+from rkd_jax.stages import train as training_stage
+from rkd_jax.stages.teachers import Teacher, restore
+from rkd_jax.training import parallel
+from rkd_jax.training.progress import Progress
+from rkd_jax.training.progress import bar as progress_bar
+
+
+def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd', *,
+        progress: Progress | None = None) -> dict:
+  """Runs a whole experiment, or what is left of it.
+
+  Args:
+    config: what differs from `rkd_jax.default_config()`.
+    workdir: where its files are; made if absent, continued if present.
+    progress: a bar whose total counts `cost(config)` already; by default one
+      is opened (it shows on terminals and in notebooks).
+
+  Returns:
+    The content of `tables/evaluation.json`.
+
+  Raises:
+    ConfigError: a setting is wrong, or `workdir` is of another config.
+    DataError, CheckpointError, NonFiniteError: see there.
+  """
+  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
+  dataset = check(config)
+  configuration.claim(workdir, config)
+  parallel.enable_compilation_cache()
+  with opened(progress, cost(config)) as shown:
+    for name in dict.fromkeys(teacher_names(config).values()):
+      if config.teachers[name].overrides:
+        run(teacher_config(config, name), _folder(workdir, name), progress=shown)
+    teachers = _restore(config, workdir, dataset)
+    training_stage.train(config, workdir, dataset, teachers, shown)
+    path = workdir / evaluation_stage.DONE
+    if path.exists():
+      return json.loads(path.read_text())
+    results = evaluation_stage.evaluate(
+        config, workdir, dataset, teachers, shown)
+  figures.draw_run(workdir)
+  return results
+
+
+def evaluate(config: Any, workdir: str | pathlib.Path) -> dict:
+  """Attacks the student of a finished run (again), as `config.evaluation` says.
+
+  Raises:
+    ConfigError: the run's training is not finished.
+  """
+  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
+  if not (workdir / training_stage.DONE).exists():
+    raise configuration.ConfigError(
+        f'the training in {workdir} is not finished: continue it with the '
+        '`rkd train` command that started it')
+  dataset = check(config)
+  parallel.enable_compilation_cache()
+  with opened(None, 0) as shown:
+    return evaluation_stage.evaluate(
+        config, workdir, dataset, _restore(config, workdir, dataset), shown)
+
+
+def check(config):
+  """Finds what is wrong with a config and those of its teachers.
+
+  Returns the data set; raises as `run` does, before anything is written.
+  """
+  dataset = stage_check.check(config)
+  for name in teacher_names(config).values():
+    if config.teachers[name].overrides:
+      check(teacher_config(config, name))
+  return dataset
+
+
+def teacher_names(config) -> dict[str, str]:
+  """{role of the method: name in `config.teachers`}."""
+  return {role: config.single_teacher if role == 'teacher' else role
+          for role in build.make_method(config).roles}
+
+
+def teacher_config(config, name: str):
+  """The config with which `config.teachers[name]` is trained."""
+  defaults = configuration.default_config()
+  sub = configuration.resolve(config)
+  sub.teachers, sub.compare = defaults.teachers, defaults.compare
+  configuration.overlay(sub, config.teachers[name].overrides)
+  return sub
+
+
+def _folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """Directory of a teacher that is trained as part of this experiment."""
+  return workdir / 'teachers' / name
+
+
+def _restore(config, workdir, dataset) -> dict[str, Teacher]:
+  """The teachers by role, those trained for this experiment among them."""
+  found = {}
+  for role, name in teacher_names(config).items():
+    spec = configuration.ConfigDict(config.teachers[name])
+    if spec.overrides:
+      spec.run = str(_folder(workdir, name))
+    found[role] = restore(name, spec, dataset, dtype=config.dtype)
+  return found
+
+
+def cost(config: Any) -> int:
+  """Cost of a whole experiment in passes over a batch, as a bar counts them."""
+  config = configuration.resolve(config)
+  return build.training_passes(config) + sum(
+      cost(teacher_config(config, name))
+      for name in teacher_names(config).values()
+      if config.teachers[name].overrides)
+
+
+@contextlib.contextmanager
+def opened(progress: Progress | None, total: int):
+  """`progress` itself, or a new bar of `total` passes that is closed again."""
+  if progress is not None:
+    yield progress
+    return
+  with progress_bar(total) as new:
+    yield new
+
+
+def table(results: dict) -> dict[str, dict[str, float]]:
+  """Rows of a run's results for `evaluation.tables`: accuracies by attack."""
+  rows = {f'student ({when})': entry
+          for when, entry in results['student'].items()}
+  for role, moments in results['retrained_teachers'].items():
+    for when, entry in moments.items():
+      rows[f'{role} teacher {when}'] = entry
+  return {row: {name: value['accuracy'] if isinstance(value, dict) else value
+                for name, value in entry.items()}
+          for row, entry in rows.items()}

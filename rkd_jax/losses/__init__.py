@@ -1,0 +1,11 @@
+"""Per-example losses: float[B], in nats; the caller owns weights and means."""
+
+from rkd_jax.losses.distillation import (
+    correct,
+    cross_entropy,
+    entropy,
+    kl,
+    softened_kl,
+)
+
+__all__ = ['correct', 'cross_entropy', 'entropy', 'kl', 'softened_kl']

@@ -1,0 +1,1 @@
+"""The stages of an experiment: teachers, training, evaluation."""

@@ -1,0 +1,71 @@
+"""What the names in a config stand for: data set, method, network."""
+
+import functools
+
+import jax.numpy as jnp
+import optax
+
+from rkd_jax import data, distill, models
+from rkd_jax.distill.method import Method
+from rkd_jax.models.network import Network
+from rkd_jax.training import schedules
+
+
+def load_data(config) -> data.Dataset:
+  """The data set of a config; the last two are kept in memory."""
+  settings = config.data
+  return _load_data(
+      settings.name, settings.data_dir or None, settings.validation,
+      settings.train_examples or None, settings.test_examples or None)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_data(name, data_dir, validation, train_examples, test_examples):
+  return data.load(name, data_dir=data_dir, validation=validation,
+                   train_examples=train_examples, test_examples=test_examples)
+
+
+def make_method(config) -> Method:
+  """The method of a config with its settings."""
+  return distill.make(
+      config.method, config.get(config.method), threat=config.attack,
+      epochs=config.train.epochs)
+
+
+def make_network(model: str, dataset: data.Dataset, dtype: str) -> Network:
+  """A network for the classes of a data set."""
+  return Network(models.create(
+      model, num_classes=dataset.num_classes, dtype=jnp.dtype(dtype)))
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+  """The student's optimiser with its schedule."""
+  options, optimizer = dict(config.schedule), dict(config.optimizer)
+  name = options.pop('name')
+  schedule = schedules.make_schedule(
+      name, learning_rate=optimizer.pop('learning_rate'),
+      epochs=config.train.epochs, steps_per_epoch=steps_per_epoch(config),
+      warmup=options['warmup'],
+      **{option: options[option] for option in schedules.options(name)})
+  return schedules.make_optimizer(optimizer, schedule)
+
+
+def steps_per_epoch(config) -> int:
+  """Whole batches in the training split."""
+  return len(load_data(config).train) // config.train.batch_size
+
+
+def step_passes(config) -> int:
+  """Cost of a training step in passes over its batch, for progress bars."""
+  return 2 + (config.attack.steps if make_method(config).adversarial else 0)
+
+
+def training_passes(config) -> int:
+  """Cost of a whole training, see `step_passes`."""
+  return config.train.epochs * steps_per_epoch(config) * step_passes(config)
+
+
+def first(split: data.Split, count: int) -> data.Split:
+  """The first `count` examples of a split; all of them where count is 0."""
+  count = count or len(split)
+  return data.Split(split.image[:count], split.label[:count])

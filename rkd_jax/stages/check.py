@@ -1,0 +1,68 @@
+"""Finds what is wrong with a config before anything is computed or written."""
+
+import jax
+
+from rkd_jax import data
+from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.evaluation import robustness
+from rkd_jax.stages import build
+from rkd_jax.training import parallel
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+_POSITIVE = ('train.epochs', 'train.batch_size', 'train.scan_steps',
+             'train.checkpoint_every', 'validation.every',
+             'evaluation.batch_size')
+_NOT_NEGATIVE = ('seed', 'validation.examples', 'evaluation.examples',
+                 'data.train_examples', 'data.test_examples')
+
+
+def check(config) -> data.Dataset:
+  """Builds everything that a config names, as cheaply as possible.
+
+  Returns:
+    The data set, loaded.
+
+  Raises:
+    ConfigError: a name or value is wrong, alone or for this data set.
+    DataError: the data set cannot be read.
+  """
+  _check_numbers(config)
+  for kind, name, known in (
+      ('dtype', config.dtype, DTYPES),
+      ('augmentation', config.data.augmentation, data.AUGMENTATIONS),
+      ('single_teacher', config.single_teacher, config.teachers)):
+    if name not in known:
+      raise unknown_name(kind, name, known)
+  build.make_method(config)
+  robustness.specs_from(
+      (*config.evaluation.attacks, config.validation.attack), config.attack)
+  parallel.check_batch_size(
+      config.train.batch_size, parallel.make_mesh(config.devices))
+  dataset = build.load_data(config)
+  _check_sizes(config, dataset)
+  build.make_optimizer(config)
+  network = build.make_network(config.model, dataset, config.dtype)
+  jax.eval_shape(
+      lambda: network.init(jax.random.key(0), dataset.image_shape))
+  return dataset
+
+
+def _check_numbers(config):
+  for keys, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
+    for key in keys:
+      group, _, name = key.rpartition('.')
+      value = (config[group] if group else config)[name]
+      if value < least:
+        raise ConfigError(f'config.{key} must be >= {least}, got {value}')
+
+
+def _check_sizes(config, dataset):
+  if len(dataset.train) < config.train.batch_size:
+    raise ConfigError(
+        f'config.train.batch_size = {config.train.batch_size} is more than the '
+        f'{len(dataset.train)} training images of {dataset.name!r} that are '
+        'left after the validation split')
+  if not len(dataset.validation):
+    raise ConfigError(
+        f'config.data.validation = {config.data.validation} leaves no image to '
+        'choose the best checkpoint with; hold out at least one')

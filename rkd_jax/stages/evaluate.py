@@ -1,0 +1,81 @@
+"""The evaluation stage: the finished student under attack on the test split."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+
+from rkd_jax import config as configuration
+from rkd_jax.evaluation import robustness
+from rkd_jax.models import weights
+from rkd_jax.report import provenance
+from rkd_jax.stages import build
+from rkd_jax.stages.teachers import Teacher
+from rkd_jax.stages.train import DONE as TRAINED
+from rkd_jax.stages.train import weights_file
+from rkd_jax.training import rng
+
+DONE = pathlib.Path('tables', 'evaluation.json')
+
+
+def evaluate(config, workdir: pathlib.Path, dataset,
+             teachers: Mapping[str, Teacher], progress) -> dict:
+  """Attacks the student of a finished training; writes and returns the table.
+
+  Best (by validation) and last checkpoint are both reported. For every teacher
+  that the method retrained: its own white-box robustness before and after.
+  """
+  progress.stage(f'evaluate {config.method}')
+  training = json.loads((workdir / TRAINED).read_text())
+  split = build.first(dataset.test, config.evaluation.examples)
+  check = functools.partial(
+      robustness.evaluate, split=split,
+      key=rng.stream(config.seed, 'evaluate'),
+      batch_size=min(config.evaluation.batch_size, len(split)))
+  results = {
+      'method': config.method, 'model': config.model, 'data': config.data.name,
+      'seed': config.seed, 'norm': config.attack.norm, 'eps': config.attack.eps,
+      'examples': len(split), 'training': training,
+      'student': _students(config, workdir, dataset, teachers, training, check),
+      'retrained_teachers': _retrained(config, workdir, teachers, check),
+      **provenance.describe()}
+  configuration.write_json(workdir / DONE, results)
+  return results
+
+
+def _students(config, workdir, dataset, teachers, training, check):
+  """{'best': accuracies, 'last': accuracies}."""
+  student = build.make_network(config.model, dataset, config.dtype)
+  template = weights.template(student.module, dataset.image_shape)
+  source = teachers.get('robust') or teachers.get('teacher')
+  specs = robustness.specs_from(
+      _attacks(config, transfer=source is not None), config.attack)
+
+  def attacked(when):
+    return check(
+        student, weights.load(weights_file(workdir, 'student', when), template),
+        specs=specs, source=source and (source.network, source.variables))
+
+  best = attacked('best')
+  same = training['best_step'] == training['last_step']
+  return {'best': best, 'last': best if same else attacked('last')}
+
+
+def _retrained(config, workdir, teachers, check):
+  """{role: {'before': accuracies, 'after': accuracies}}."""
+  specs = robustness.specs_from(
+      _attacks(config, transfer=False), config.attack)
+  found = {}
+  for role, teacher in teachers.items():
+    file = weights_file(workdir, role, 'last')
+    if file.exists():
+      after = weights.load(file, teacher.variables)
+      found[role] = {
+          'before': check(teacher.network, teacher.variables, specs=specs),
+          'after': check(teacher.network, after, specs=specs)}
+  return found
+
+
+def _attacks(config, *, transfer: bool) -> list[str]:
+  return [name for name in config.evaluation.attacks
+          if transfer or name != 'transfer']

@@ -1,0 +1,136 @@
+"""The training stage: one student to the end of its epochs, or what is left."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+from rkd_jax import config as configuration
+from rkd_jax.data import augment
+from rkd_jax.distill.method import Batch, Method
+from rkd_jax.evaluation import robustness
+from rkd_jax.models import weights
+from rkd_jax.models.network import BoundNetwork
+from rkd_jax.report import provenance
+from rkd_jax.stages import build
+from rkd_jax.stages.teachers import Teacher
+from rkd_jax.training import loop, parallel, rng, step
+from rkd_jax.training import state as state_lib
+from rkd_jax.training.checkpoint import SCORE, Checkpoints
+from rkd_jax.training.metrics import MetricsLog
+
+DONE = pathlib.Path('tables', 'training.json')
+
+
+def weights_file(workdir: pathlib.Path, who: str, when: str) -> pathlib.Path:
+  """File of the weights of 'student' or a retrained role, 'best' or 'last'."""
+  return workdir / 'weights' / f'{who}-{when}.safetensors'
+
+
+def train(config, workdir: pathlib.Path, dataset,
+          teachers: Mapping[str, Teacher], progress) -> None:
+  """Trains the student and writes its weights; nothing if that was done."""
+  progress.stage(f'{config.method} {config.model}')
+  if (workdir / DONE).exists():
+    progress.advance(build.training_passes(config))
+    return
+  method = build.make_method(config)
+  mesh = parallel.make_mesh(config.devices)
+  parallel.check_batch_size(config.train.batch_size, mesh)
+  student = build.make_network(config.model, dataset, config.dtype)
+  tx = build.make_optimizer(config)
+  state = parallel.replicate(
+      _initial_state(config, method, student, dataset, teachers, tx), mesh)
+  plan = loop.Plan(
+      scan_at=_compiler(config, method, student, teachers, tx, mesh),
+      frozen=parallel.replicate(
+          {role: teacher.variables for role, teacher in teachers.items()}, mesh),
+      data=parallel.replicate({'image': dataset.train.image,
+                               'label': dataset.train.label}, mesh),
+      order_key=rng.stream(config.seed, 'order'),
+      epochs=config.train.epochs, batch_size=config.train.batch_size,
+      scan_steps=config.train.scan_steps,
+      validate=_validator(config, method, student, teachers, dataset),
+      validate_every=config.validation.every,
+      checkpoint_every=config.train.checkpoint_every,
+      step_passes=build.step_passes(config))
+  _fit(workdir, plan, state, method, progress)
+
+
+def _initial_state(config, method, student, dataset, teachers, tx):
+  memory = method.init_memory({
+      role: BoundNetwork(teacher.network, teacher.variables)
+      for role, teacher in teachers.items()})
+  create = parallel.compile_fn(functools.partial(
+      state_lib.create, student, dataset.image_shape, tx))
+  return create(memory, init_key=rng.stream(config.seed, 'init'),
+                train_key=rng.stream(config.seed, 'train'))
+
+
+def _compiler(config, method, student, teachers, tx, mesh) -> Callable:
+  """`scan_at(epoch)`: compiled once for each objective of the method."""
+  networks = {role: teacher.network for role, teacher in teachers.items()}
+
+  @functools.cache
+  def compiled(objective):
+    return parallel.compile_scan(step.make_scan(step.make_train_step(
+        objective, Batch, student, networks, tx,
+        augment=augment.AUGMENTATIONS[config.data.augmentation],
+        steps_per_epoch=build.steps_per_epoch(config))), mesh)
+
+  return lambda epoch: compiled(method.objective_at(epoch))
+
+
+def _fit(workdir, plan, state, method, progress) -> None:
+  checkpoints = Checkpoints(workdir / 'checkpoints')
+  if checkpoints.latest is not None:
+    state = checkpoints.restore(state)
+  start = int(state.step)
+  log = MetricsLog(workdir, step=start)
+  began = time.perf_counter()
+  state = loop.fit(state, plan, checkpoints, log, progress)
+  seconds = time.perf_counter() - began
+  best = checkpoints.best
+  _export(workdir, 'last', state, method)
+  _export(workdir, 'best', checkpoints.restore(state, best), method)
+  checkpoints.close()
+  log.close()
+  configuration.write_json(workdir / DONE, {
+      'best_step': best, 'last_step': plan.epochs * plan.steps_per_epoch,
+      'steps_per_epoch': plan.steps_per_epoch,
+      'train_examples': len(plan.data['label']),
+      'seconds': round(seconds, 2), 'seconds_from_step': start,
+      **provenance.describe()})
+
+
+def _export(workdir, when, state, method: Method) -> None:
+  weights.save(weights_file(workdir, 'student', when), state.variables)
+  for role, variables in method.retrained(state.memory).items():
+    weights.save(weights_file(workdir, role, when), variables)
+
+
+def _validator(config, method, student, teachers, dataset) -> Callable:
+  """`validate(state) -> metrics` on the validation split, with a 'score'.
+
+  The score is the mean of clean and attacked accuracy (clean alone for methods
+  without an attack). Teachers that are being retrained are attacked themselves.
+  """
+  names = ['clean'] + [config.validation.attack] * method.adversarial
+  split = build.first(dataset.validation, config.validation.examples)
+  check = functools.partial(
+      robustness.evaluate, split=split,
+      specs=robustness.specs_from(names, config.attack),
+      key=rng.stream(config.seed, 'validate'),
+      batch_size=min(config.evaluation.batch_size, len(split)))
+
+  def validate(state):
+    results = check(student, state.variables)
+    values = {name: results[name]['accuracy'] for name in names}
+    values[SCORE] = sum(values.values()) / len(names)
+    for role, variables in method.retrained(state.memory).items():
+      white_box = check(teachers[role].network, variables)
+      values |= {f'{role}_teacher_{name}': white_box[name]['accuracy']
+                 for name in names}
+    return values
+
+  return validate

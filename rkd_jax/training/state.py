@@ -1,0 +1,40 @@
+"""Everything that changes during training, as one pytree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from rkd_jax.models.network import Network, Variables
+
+
+@flax.struct.dataclass
+class TrainState:
+  """A run at one moment; saving it and nothing else suffices to go on.
+
+  Attributes:
+    step: int32 scalar, updates taken.
+    key: typed PRNG key of the run; constant, `step` is folded in where used.
+    variables: the student's {'params', 'batch_stats'}.
+    opt_state: the student's optimiser state.
+    memory: what the method carries along (loss weights, temperatures, a
+      retrained teacher with its optimiser); {} for most methods.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  variables: Variables
+  opt_state: Any
+  memory: Any
+
+
+def create(network: Network, image_shape: tuple[int, ...],
+           tx: optax.GradientTransformation, memory: Any, *,
+           init_key: jax.Array, train_key: jax.Array) -> TrainState:
+  """A fresh state. `init_key` draws the weights, `train_key` all the rest."""
+  variables = network.init(init_key, image_shape)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32), key=train_key, variables=variables,
+      opt_state=tx.init(variables['params']), memory=memory)

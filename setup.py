@@ -1,0 +1,5 @@
+"""Packaging; the metadata is in pyproject.toml."""
+
+import setuptools
+
+setuptools.setup()
