@@ -20,13 +20,14 @@ CONFIG = {
     'data': {'name': 'digits'},
     'attack': {'eps': 0.1, 'step_size': 0.025, 'steps': 10, 'eps_warmup': 0.2},
     'optimizer': {'learning_rate': 0.1},
-    'train': {'epochs': 60, 'batch_size': 128, 'checkpoint_every': 20},
+    'train': {'epochs': 40, 'batch_size': 128, 'checkpoint_every': 20},
     'validation': {'every': 10},
+    'evaluation': {'attacks': ('clean', 'fgsm', 'pgd20', 'cw30', 'transfer')},
     'teachers': {
         'clean': {'overrides': {
-            'method': 'standard', 'model': _WIDE, 'train': {'epochs': 40}}},
+            'method': 'standard', 'model': _WIDE}},
         'robust': {'overrides': {
-            'method': 'trades', 'model': _WIDE, 'train': {'epochs': 60}}},
+            'method': 'trades', 'model': _WIDE}},
     },
     'compare': {
         'seeds': (0,),

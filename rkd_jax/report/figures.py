@@ -34,11 +34,12 @@ def draw_run(workdir: pathlib.Path) -> pathlib.Path:
            if isinstance(value, dict)]
   values = [100 * results['student']['best'][name]['accuracy']
             for name in names]
-  bars = test.bar(names, values, color=COLOURS[0])
+  bars = test.bar(range(len(names)), values, color=COLOURS[0])
   test.bar_label(bars, fmt='%.1f', fontsize=8)
   test.set(title=f'test, best checkpoint (n = {results["examples"]})',
            ylabel='accuracy (%)', ylim=(0, 105))
-  test.tick_params(axis='x', rotation=30)
+  test.set_xticks(range(len(names)), names, rotation=30, ha='right',
+                  rotation_mode='anchor')
   return _save(figure, workdir / 'figures' / 'training.png')
 
 

@@ -10,7 +10,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rkd_jax.errors import CheckpointError
 
-SCORE = 'score'  # The metric, larger is better, by which 'best' is chosen.
+SCORE = 'score'  # The metric in [0, 1], larger is better, that 'best' goes by.
+_NOT_VALIDATED = {SCORE: -1.0}  # Below every score.
 
 
 class Checkpoints:
@@ -28,8 +29,7 @@ class Checkpoints:
           'its directory was moved')
     keep = policies.AnyPreservationPolicy([
         policies.LatestN(1),
-        policies.BestN(get_metric_fn=lambda metrics: metrics[SCORE], n=1,
-                       keep_checkpoints_without_metrics=False)])
+        policies.BestN(get_metric_fn=lambda metrics: metrics[SCORE], n=1)])
     self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
@@ -47,7 +47,8 @@ class Checkpoints:
     """
     step = int(state.step)
     copy = jax.tree.map(jnp.copy, state)
-    self._manager.save(step, args=ocp.args.StandardSave(copy), metrics=metrics)
+    self._manager.save(step, args=ocp.args.StandardSave(copy),
+                       metrics=metrics or _NOT_VALIDATED)
 
   @property
   def latest(self) -> int | None:
@@ -56,9 +57,8 @@ class Checkpoints:
 
   @property
   def best(self) -> int | None:
-    """Step of the one with the highest score; the latest if none has one."""
-    best = self._manager.best_step()
-    return self.latest if best is None else best
+    """Step of the one with the highest score, None if there is none."""
+    return self._manager.best_step()
 
   def restore(self, template: Any, step: int | None = None) -> Any:
     """The state saved at a step (default: the latest), laid out as `template`.
