@@ -1,11 +1,7 @@
 """Convolution and pooling, written the way each backend runs them fast.
 
-On GPU and TPU a convolution is `lax.conv_general_dilated` and XLA does the rest.
-On CPU, XLA's convolutions are quick in one form alone (NHWC image, HWIO kernel,
-stride 1, one group), and inside a loop body, where attacks live, nothing turns
-the gradients that autodiff writes into that form. So each shape is rewritten
-there: 1x1 kernels and strided ones become matrix products, depthwise ones sums
-of shifted slices, the rest get gradients that are such convolutions themselves.
+On GPU and TPU a convolution is `lax.conv_general_dilated` and XLA does the rest;
+on CPU it is what `conv_cpu` makes of it.
 """
 
 import functools
@@ -15,14 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jax import lax
 
 from rkd_jax.errors import ConfigError
+from rkd_jax.models.conv_cpu import (
+    cpu_conv,
+    max_of_tiles,
+    plain_conv,
+    sizes,
+    windows,
+)
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-# Below this many input channels the patches of a convolution are cheap and the
-# convolution itself leaves most of each vector register empty.
-_FEW_CHANNELS = 8
 _NO_YNN_CONVOLUTIONS = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
@@ -67,18 +65,8 @@ def conv(x: jax.Array, kernel: jax.Array, *, strides=1, padding=0,
   strides, padding = _pair(strides, 'strides'), _pair(padding, 'padding')
   _check_shapes(x, kernel, strides, padding, groups)
   if not on_cpu():
-    return _plain(x, kernel, strides, padding, groups)
-  height, width, channels, _ = kernel.shape
-  if groups > 1:
-    depthwise = groups == x.shape[-1]
-    form = _depthwise if depthwise else functools.partial(_plain, groups=groups)
-  elif (height, width) == (1, 1):
-    form = _pointwise
-  elif strides != (1, 1) or channels <= _FEW_CHANNELS:
-    form = _patches_dot
-  else:
-    return _same_form(*_vary_alike(x, kernel), padding)
-  return form(x, kernel, strides, padding)
+    return plain_conv(x, kernel, strides, padding, groups)
+  return cpu_conv(x, kernel, strides, padding, groups)
 
 
 def _check_shapes(x, kernel, strides, padding, groups):
@@ -101,147 +89,12 @@ def _check_shapes(x, kernel, strides, padding, groups):
           f'{x.shape[1:3]} pixels with padding {padding}')
 
 
-def _plain(x, kernel, strides, padding, groups=1):
-  return lax.conv_general_dilated(
-      x, kernel, strides, [(p, p) for p in padding], dimension_numbers=_LAYOUT,
-      feature_group_count=groups)
-
-
-def _pad(x, padding, value=0.0):
-  if padding == (0, 0):
-    return x
-  low_high = [(0, 0), *((p, p) for p in padding), (0, 0)]
-  return jnp.pad(x, low_high, constant_values=value)
-
-
-def _windows(x, window, strides) -> list[jax.Array]:
-  """What each window element sees: kh * kw arrays [B, H', W', C], row by row."""
-  size = [(n - k) // s + 1 for n, k, s in zip(
-      x.shape[1:3], window, strides, strict=True)]
-  return [
-      lax.slice(
-          x, (0, i, j, 0),
-          (x.shape[0], i + (size[0] - 1) * strides[0] + 1,
-           j + (size[1] - 1) * strides[1] + 1, x.shape[3]),
-          (1, *strides, 1))
-      for i in range(window[0]) for j in range(window[1])]
-
-
-def _pointwise(x, kernel, strides, padding):
-  x, = _windows(_pad(x, padding), (1, 1), strides)
-  out = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-  return out.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def _patches_dot(x, kernel, strides, padding):
-  slices = _windows(_pad(x, padding), kernel.shape[:2], strides)
-  patches = jnp.concatenate(slices, axis=-1)
-  out = (patches.reshape(-1, patches.shape[-1])
-         @ kernel.reshape(-1, kernel.shape[-1]))
-  return out.reshape(*patches.shape[:-1], kernel.shape[-1])
-
-
-def _depthwise(x, kernel, strides, padding):
-  features = kernel.shape[-1]
-  if features != x.shape[-1]:  # Output c * m + j reads input c.
-    x = jnp.repeat(x, features // x.shape[-1], axis=-1)
-  return _shifted_sum(*_vary_alike(x, kernel), strides, padding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _shifted_sum(x, kernel, strides, padding):
-  """Window elements times weights [kh, kw, 1, C], summed in float32."""
-  acc = jnp.promote_types(x.dtype, jnp.float32)
-  weights = kernel.reshape(-1, kernel.shape[-1]).astype(acc)
-  slices = _windows(_pad(x, padding), kernel.shape[:2], strides)
-  total = sum(s.astype(acc) * w for s, w in zip(slices, weights, strict=True))
-  return total.astype(x.dtype)
-
-
-def _shifted_sum_fwd(x, kernel, strides, padding):
-  return _shifted_sum(x, kernel, strides, padding), (x, kernel)
-
-
-def _shifted_sum_bwd(strides, padding, residuals, g):
-  x, kernel = residuals
-  window = kernel.shape[:2]
-  back = _opposite(window, padding)
-  # Each barrier ends a fusion: what is read kh * kw times is computed once, and
-  # the sums below stay apart.
-  g = lax.optimization_barrier(g)
-  if strides == (1, 1) and min(back) >= 0:
-    grad_x = _shifted_sum(g, jnp.flip(kernel, (0, 1)), (1, 1), back)
-  else:
-    grad_x, = jax.vjp(
-        lambda x: _shifted_sum.fun(x, kernel, strides, padding), x)[1](g)
-    grad_x = lax.optimization_barrier(grad_x)
-  # A sum over one axis that leaves the channels innermost is vectorised; one
-  # over examples, rows and columns at once is not.
-  acc = jnp.promote_types(x.dtype, jnp.float32)
-  padded = _pad(lax.optimization_barrier(x), padding)
-  total = jnp.stack(
-      [jnp.sum(s.astype(acc) * g.astype(acc), axis=1)
-       for s in _windows(padded, window, strides)], axis=1)
-  total = jnp.sum(lax.optimization_barrier(total), axis=0)
-  total = jnp.sum(lax.optimization_barrier(total), axis=1)
-  return grad_x, total.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_shifted_sum.defvjp(_shifted_sum_fwd, _shifted_sum_bwd)
-
-
-def _opposite(window, padding):
-  """The padding of the convolution that undoes a convolution of stride 1."""
-  return tuple(k - 1 - p for k, p in zip(window, padding, strict=True))
-
-
-def _vary_alike(x, kernel):
-  """Under `shard_map`: both as varying over the mesh axes that either varies over.
-
-  There the gradients of a custom_vjp must vary just as their arguments do, and
-  the kernel's gradient varies as the images do. The selects never select.
-  """
-  if not jax.sharding.get_abstract_mesh().manual_axes:
-    return x, kernel
-  other = lax.stop_gradient((x, kernel))
-  return (jnp.where(False, other[1][0, 0, 0, 0], x),
-          jnp.where(False, other[0][0, 0, 0, 0], kernel))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _same_form(x, kernel, padding):
-  """Stride 1: the convolution and its gradients in the form that is quick."""
-  return _plain(x, kernel, (1, 1), padding)
-
-
-def _same_form_fwd(x, kernel, padding):
-  return _plain(x, kernel, (1, 1), padding), (x, kernel)
-
-
-def _same_form_bwd(padding, residuals, g):
-  x, kernel = residuals
-  # The barriers keep XLA from folding the transposes back into the convolutions'
-  # dimension numbers. That of the kernel does not change in an attack's loop,
-  # and XLA then moves it out of the loop.
-  flipped = lax.optimization_barrier(
-      jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
-  grad_x = _plain(g, flipped, (1, 1), _opposite(kernel.shape[:2], padding))
-  # Channels as batch, batch as channels: the sum over examples and pixels is
-  # the one that the quick form does over its window and channels.
-  x_by_channel = lax.optimization_barrier(x.transpose(3, 1, 2, 0))
-  g_as_kernel = lax.optimization_barrier(g.transpose(1, 2, 0, 3))
-  grad_kernel = _plain(x_by_channel, g_as_kernel, (1, 1), padding)
-  return grad_x, grad_kernel.transpose(1, 2, 0, 3)
-
-
-_same_form.defvjp(_same_form_fwd, _same_form_bwd)
-
-
 def max_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
   """Maximum over windows of NHWC images; what is padded never wins.
 
   Where several elements of a window are the maximum, the gradient goes to the
-  first of them on GPU and TPU and is split among them on CPU.
+  first of them on GPU and TPU and is split among them on CPU. On CPU, windows
+  that tile the image have a `custom_vjp`: see `conv` on forward mode.
 
   Args:
     x: float[B, H, W, C].
@@ -256,10 +109,13 @@ def max_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
     ConfigError: the window does not fit.
   """
   window, strides, padding = _check_pool(x, window, strides, padding)
-  if on_cpu():
-    slices = _windows(_pad(x, padding, -jnp.inf), window, strides)
-    return functools.reduce(jnp.maximum, slices)
-  return nn.max_pool(x, window, strides, [(p, p) for p in padding])
+  if not on_cpu():
+    return nn.max_pool(x, window, strides, [(p, p) for p in padding])
+  if window == strides and padding == (0, 0):
+    height, width = sizes(x, window, strides, padding)
+    return max_of_tiles(x[:, :height * window[0], :width * window[1]], window)
+  return functools.reduce(
+      jnp.maximum, windows(x, window, strides, padding, -jnp.inf))
 
 
 def avg_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
@@ -269,7 +125,7 @@ def avg_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
   """
   window, strides, padding = _check_pool(x, window, strides, padding)
   if on_cpu():
-    slices = _windows(_pad(x, padding), window, strides)
+    slices = windows(x, window, strides, padding)
     return sum(slices) / (window[0] * window[1])
   return nn.avg_pool(x, window, strides, [(p, p) for p in padding])
 

@@ -7,33 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax.errors import ConfigError
+from rkd_jax.models.batch_norm import BatchNorm
 from rkd_jax.models.conv import Conv
 from rkd_jax.models.taps import Tap, see
 
 # Normal with variance 2 / fan-out (He et al. 2015, arXiv:1502.01852, eq. 14).
 he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-
-
-class BatchNorm(nn.BatchNorm):
-  """Batch normalisation over all axes but the last.
-
-  Statistics, parameters and the normalisation itself are float32 whatever the
-  input; the result has `result_dtype`. The running statistics move by a tenth towards
-  those of the batch, and the running variance keeps the biased batch variance
-  (torch keeps the unbiased one, n / (n - 1) as large).
-  """
-
-  momentum: float = 0.9
-  epsilon: float = 1e-5
-  # The fast form E[x^2] - E[x]^2 cancels catastrophically in float32.
-  use_fast_variance: bool = False
-  dtype: Any = jnp.float32
-  result_dtype: Any = jnp.float32
-
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    normal = super().__call__(
-        x.astype(jnp.float32), use_running_average=not train)
-    return normal.astype(self.result_dtype)
 
 
 class Layers(nn.Module, kw_only=True):
