@@ -31,7 +31,9 @@ def evaluate(config, workdir: pathlib.Path, dataset,
   check = functools.partial(
       robustness.evaluate, split=split,
       key=rng.stream(config.seed, 'evaluate'),
-      batch_size=min(config.evaluation.batch_size, len(split)))
+      batch_size=min(config.evaluation.batch_size, len(split)),
+      progress=lambda attack, done, total: progress.detail(
+          f'{attack} {done}/{total}'))
   results = {
       'method': config.method, 'model': config.model, 'data': config.data.name,
       'seed': config.seed, 'norm': config.attack.norm, 'eps': config.attack.eps,
@@ -39,6 +41,7 @@ def evaluate(config, workdir: pathlib.Path, dataset,
       'student': _students(config, workdir, dataset, teachers, training, check),
       'retrained_teachers': _retrained(config, workdir, teachers, check),
       **provenance.describe()}
+  progress.detail('')
   configuration.write_json(workdir / DONE, results)
   return results
 

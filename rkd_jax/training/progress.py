@@ -15,12 +15,16 @@ class Progress:
   """
 
   def __init__(self, total: int = 0, *, enabled: bool | None = None):
-    """Opens a bar of `total` passes; by default only on a terminal or notebook."""
+    """Opens a bar of `total` passes; by default only where stderr is a terminal.
+
+    Elsewhere, in a log file for example, stages are lines of text.
+    """
     self._label = ''
     self._bar = tqdm.tqdm(
         total=total, disable=None if enabled is None else not enabled,
         file=sys.stderr, unit='pass', smoothing=0.05, mininterval=0.3,
-        bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}')
+        bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}')
+    self._lines = enabled is None and self._bar.disable
 
   def advance(self, passes: int) -> None:
     """Counts work that was done, or found done."""
@@ -31,8 +35,14 @@ class Progress:
     self._label = text
 
   def stage(self, text: str) -> None:
-    """Names what runs now, left of the bar."""
+    """Names what runs now: left of the bar, or as a line where there is none."""
+    if self._lines:
+      print(self._label + text, file=sys.stderr, flush=True)
     self._bar.set_description_str(f'{self._label + text:<40.40}')
+
+  def detail(self, text: str) -> None:
+    """Adds to the name of the stage how far it is, on the bar only."""
+    self._bar.set_postfix_str(text)
 
   def close(self) -> None:
     """Ends the bar."""
