@@ -55,8 +55,7 @@ def run(workdir: str | pathlib.Path = 'runs/quickstart') -> dict:
   write_json(workdir / 'report.json', content)
   print(f'\nTest accuracy in % under attack (L-inf, eps {content["eps"]}):\n')
   print(tables.plain(content['rows']))
-  print(f'\nA plain student breaks, the robust ones do not. '
-        f'{time.perf_counter() - began:.0f} s.')
+  print(f'\n{time.perf_counter() - began:.0f} s')
   print(f'report:  {workdir / "report.json"}')
   print(f'figures: {workdir / "figures" / "comparison.png"}')
   return json.loads((workdir / 'report.json').read_text())
