@@ -21,22 +21,17 @@ class Checkpoints:
   process that is killed while writing leaves the one before it in place.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, read_only: bool = False):
+  def __init__(self, directory: str | pathlib.Path):
     self._directory = pathlib.Path(directory).resolve()
-    if read_only and not self._directory.is_dir():
-      raise CheckpointError(
-          f'no checkpoints in {self._directory}: the run was never started or '
-          'its directory was moved')
     keep = policies.AnyPreservationPolicy([
         policies.LatestN(1),
         policies.BestN(get_metric_fn=lambda metrics: metrics[SCORE], n=1)])
     self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
-            read_only=read_only, create=not read_only,
-            cleanup_tmp_directories=not read_only,
+            cleanup_tmp_directories=True,
             best_fn=lambda metrics: metrics[SCORE],
-            preservation_policy=None if read_only else keep))
+            preservation_policy=keep))
 
   def save(self, state: Any, metrics: dict[str, float] | None) -> None:
     """Starts to write a state under its step.
