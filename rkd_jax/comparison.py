@@ -1,5 +1,6 @@
 """Several students of the same teachers, over several seeds, in one table."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -9,13 +10,12 @@ from rkd_jax.errors import ConfigError
 from rkd_jax.evaluation import tables
 from rkd_jax.report import figures, provenance
 from rkd_jax.training import parallel
-from rkd_jax.training import progress as progress_lib
+from rkd_jax.training.progress import bar as progress_bar
 
 TABLE = pathlib.Path('tables', 'comparison.json')
 
 
-def run(config: Any, workdir: str | pathlib.Path, *,
-        progress: progress_lib.Progress | None = None) -> dict:
+def run(config: Any, workdir: str | pathlib.Path) -> dict:
   """Trains and attacks every student of `config.compare`, or what is left.
 
   For each seed the teachers are trained once, then every student with its
@@ -39,18 +39,18 @@ def run(config: Any, workdir: str | pathlib.Path, *,
   total = sum(experiment.cost(sub) for plan in plans.values()
               for sub, _ in plan.values())
   records = {}
-  with experiment.opened(progress, total) as progress:
+  with progress_bar(total) as progress:
     for seed, plan in plans.items():
       for name, (sub, folder) in plan.items():
         progress.label(f'seed {seed}, {name}: ')
-        result = experiment.run(sub, folder, progress=progress)
+        result = experiment.run_checked(sub, folder, progress)
         for row, values in _rows(name, result).items():
           records.setdefault(row, {})[seed] = values
   return _write(config, workdir, records)
 
 
 def _plan(config, workdir, seed) -> dict[str, tuple[Any, pathlib.Path]]:
-  """{name: (config, directory)} of one seed, teachers first."""
+  """{name: (config, directory)} of one seed, teachers first, all checked."""
   base = configuration.resolve(config)
   base.seed = seed
   base.compare = configuration.default_config().compare
@@ -61,18 +61,20 @@ def _plan(config, workdir, seed) -> dict[str, tuple[Any, pathlib.Path]]:
     configuration.overlay(students[name], changes)
   wanted = {teacher for sub in students.values()
             for teacher in experiment.teacher_names(sub).values()}
-  found = {}
-  for teacher in sorted(wanted):
-    if base.teachers[teacher].overrides:
-      folder = root / 'teachers' / teacher
-      found[f'{teacher} teacher'] = (
-          experiment.teacher_config(base, teacher), folder)
-      for sub in students.values():
-        sub.teachers[teacher].overrides = {}
-        sub.teachers[teacher].run = str(folder)
+  trained = {teacher: root / 'teachers' / teacher for teacher in sorted(wanted)
+             if base.teachers[teacher].overrides}
+  found = {f'{teacher} teacher': (experiment.teacher_config(base, teacher), folder)
+           for teacher, folder in trained.items()}
   for name, sub in students.items():
+    folder = root / 'students' / name
+    for teacher, source in trained.items():
+      sub.teachers[teacher].overrides = {}
+      # Seen from the student, so that the whole comparison can be moved.
+      sub.teachers[teacher].run = os.path.join(
+          configuration.WORKDIR, os.path.relpath(source, folder))
+    found[name] = (sub, folder)
+  for sub, _ in found.values():
     experiment.check(sub)
-    found[name] = (sub, root / 'students' / name)
   return found
 
 

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict, config_flags
 from rkd_jax import distill, errors
 from rkd_jax.errors import ConfigError
 
+# Stands in `teachers.*.run` for the directory of the run whose config it is.
+WORKDIR = '{workdir}'
+
 # Below these keys a config holds part of the config of another run, whose keys
 # are checked when that run is resolved.
 _FREE = ('teachers.clean.overrides', 'teachers.robust.overrides')
@@ -86,7 +89,7 @@ def default_config() -> ConfigDict:
 
 def _teacher() -> dict:
   return {
-      'run': '',  # Working directory of a finished run to take it from,
+      'run': '',  # Directory of a finished run ('{workdir}': of this one),
       'weights': '',  # or a safetensors file,
       'model': '',  # with the model it is of,
       'overrides': {},  # or what to change in this config to train it.

@@ -6,7 +6,6 @@ finished and is not run again when the file is there, so the same command
 continues whatever was interrupted.
 """
 
-import contextlib
 import json
 import pathlib
 from typing import Any
@@ -19,19 +18,15 @@ from rkd_jax.stages import evaluate as evaluation_stage
 from rkd_jax.stages import train as training_stage
 from rkd_jax.stages.teachers import Teacher, restore
 from rkd_jax.training import parallel
-from rkd_jax.training.progress import Progress
 from rkd_jax.training.progress import bar as progress_bar
 
 
-def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd', *,
-        progress: Progress | None = None) -> dict:
+def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd') -> dict:
   """Runs a whole experiment, or what is left of it.
 
   Args:
     config: what differs from `rkd_jax.default_config()`.
     workdir: where its files are; made if absent, continued if present.
-    progress: a bar whose total counts `cost(config)` already; by default one
-      is opened (it shows on terminals and in notebooks).
 
   Returns:
     The content of `tables/evaluation.json`.
@@ -40,21 +35,30 @@ def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd', *,
     ConfigError: a setting is wrong, or `workdir` is of another config.
     DataError, CheckpointError, NonFiniteError: see there.
   """
-  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
-  dataset = check(config)
-  configuration.claim(workdir, config)
+  config = configuration.resolve(config)
+  check(config)
   parallel.enable_compilation_cache()
-  with opened(progress, cost(config)) as shown:
-    for name in dict.fromkeys(teacher_names(config).values()):
-      if config.teachers[name].overrides:
-        run(teacher_config(config, name), _folder(workdir, name), progress=shown)
-    teachers = _restore(config, workdir, dataset)
-    training_stage.train(config, workdir, dataset, teachers, shown)
-    path = workdir / evaluation_stage.DONE
-    if path.exists():
-      return json.loads(path.read_text())
-    results = evaluation_stage.evaluate(
-        config, workdir, dataset, teachers, shown)
+  with progress_bar(cost(config)) as progress:
+    return run_checked(config, pathlib.Path(workdir), progress)
+
+
+def run_checked(config, workdir: pathlib.Path, progress) -> dict:
+  """`run` of a complete config that went through `check`.
+
+  It advances the bar `progress` by `cost(config)`.
+  """
+  configuration.claim(workdir, config)
+  for name in dict.fromkeys(teacher_names(config).values()):
+    if config.teachers[name].overrides:
+      run_checked(teacher_config(config, name), _folder(workdir, name), progress)
+  dataset = build.load_data(config)
+  teachers = _restore(config, workdir, dataset)
+  training_stage.train(config, workdir, dataset, teachers, progress)
+  path = workdir / evaluation_stage.DONE
+  if path.exists():
+    return json.loads(path.read_text())
+  results = evaluation_stage.evaluate(
+      config, workdir, dataset, teachers, progress)
   figures.draw_run(workdir)
   return results
 
@@ -72,9 +76,9 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict:
         '`rkd train` command that started it')
   dataset = check(config)
   parallel.enable_compilation_cache()
-  with opened(None, 0) as shown:
+  with progress_bar() as progress:
     return evaluation_stage.evaluate(
-        config, workdir, dataset, _restore(config, workdir, dataset), shown)
+        config, workdir, dataset, _restore(config, workdir, dataset), progress)
 
 
 def check(config):
@@ -116,6 +120,7 @@ def _restore(config, workdir, dataset) -> dict[str, Teacher]:
     spec = configuration.ConfigDict(config.teachers[name])
     if spec.overrides:
       spec.run = str(_folder(workdir, name))
+    spec.run = spec.run.replace(configuration.WORKDIR, str(workdir))
     found[role] = restore(name, spec, dataset, dtype=config.dtype)
   return found
 
@@ -127,16 +132,6 @@ def cost(config: Any) -> int:
       cost(teacher_config(config, name))
       for name in teacher_names(config).values()
       if config.teachers[name].overrides)
-
-
-@contextlib.contextmanager
-def opened(progress: Progress | None, total: int):
-  """`progress` itself, or a new bar of `total` passes that is closed again."""
-  if progress is not None:
-    yield progress
-    return
-  with progress_bar(total) as new:
-    yield new
 
 
 def table(results: dict) -> dict[str, dict[str, float]]:

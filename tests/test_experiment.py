@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import rkd_jax as rkd
-from rkd_jax import cli, comparison
+from rkd_jax import cli
 from rkd_jax.errors import CheckpointError, ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -215,26 +215,15 @@ def test_a_teacher_from_a_weight_file(finished, tmp_path):
   assert results['student']['best']['clean']['accuracy'] > 0.4
 
 
-def test_compare_tabulates_students_over_seeds(tmp_path):
-  config = {**SMALL, 'teachers': TEACHERS, 'compare': {
-      'seeds': (0, 1),
-      'students': (('plain', {'method': 'sd', 'single_teacher': 'clean',
-                              'optimizer': {'learning_rate': 0.02}}),
-                   ('RSLAD', {'method': 'rslad',
-                              'rslad': {'kl_scale': 10.0}}))}}
-  content = comparison.run(config, tmp_path)
-  assert list(content['rows']) == ['clean teacher', 'robust teacher', 'plain',
-                                   'RSLAD']
-  cell = content['rows']['RSLAD']['clean']
-  singles = [json.loads((tmp_path / f'seed{seed}/students/RSLAD/tables/'
-                         'evaluation.json').read_text())
-             for seed in (0, 1)]
-  values = [s['student']['best']['clean']['accuracy'] for s in singles]
-  assert cell['values'] == values and cell['n'] == 2
-  np.testing.assert_allclose(cell['mean'], np.mean(values))
-  np.testing.assert_allclose(cell['std'], np.std(values, ddof=1))
-  assert '| RSLAD |' in (tmp_path / 'tables' / 'comparison.md').read_text()
-  assert (tmp_path / 'figures' / 'comparison.png').stat().st_size > 0
+def test_a_teacher_from_a_path_relative_to_the_current_directory(
+    finished, tmp_path, monkeypatch):
+  monkeypatch.chdir(finished[0].parent)
+  run = f'{finished[0].name}/teachers/robust'
+  config = {**SMALL, 'method': 'rslad', 'train': {'epochs': 1},
+            'validation': {'every': 1}, 'teachers': {'robust': {'run': run}}}
+  rkd.run(config, tmp_path / 'run')
+  stored = json.loads((tmp_path / 'run/config.json').read_text())
+  assert stored['teachers']['robust']['run'] == run
 
 
 @pytest.mark.parametrize('arguments, code, message', [

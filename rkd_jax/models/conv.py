@@ -1,7 +1,6 @@
 """Convolution and pooling, written the way each backend runs them fast.
 
-On GPU and TPU a convolution is `lax.conv_general_dilated` and XLA does the rest;
-on CPU it is what `conv_cpu` makes of it.
+On GPU and TPU it is XLA's own operation; on CPU it is what `conv_cpu` makes of it.
 """
 
 import functools
@@ -13,13 +12,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from rkd_jax.errors import ConfigError
-from rkd_jax.models.conv_cpu import (
-    cpu_conv,
-    max_of_tiles,
-    plain_conv,
-    sizes,
-    windows,
-)
+from rkd_jax.models.conv_cpu import cpu_avg_pool, cpu_conv, cpu_max_pool
+from rkd_jax.models.conv_plain import plain_conv
 
 _NO_YNN_CONVOLUTIONS = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
@@ -64,9 +58,9 @@ def conv(x: jax.Array, kernel: jax.Array, *, strides=1, padding=0,
   """
   strides, padding = _pair(strides, 'strides'), _pair(padding, 'padding')
   _check_shapes(x, kernel, strides, padding, groups)
-  if not on_cpu():
-    return plain_conv(x, kernel, strides, padding, groups)
-  return cpu_conv(x, kernel, strides, padding, groups)
+  if on_cpu():
+    return cpu_conv(x, kernel, strides, padding, groups)
+  return plain_conv(x, kernel, strides, padding, groups)
 
 
 def _check_shapes(x, kernel, strides, padding, groups):
@@ -109,13 +103,9 @@ def max_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
     ConfigError: the window does not fit.
   """
   window, strides, padding = _check_pool(x, window, strides, padding)
-  if not on_cpu():
-    return nn.max_pool(x, window, strides, [(p, p) for p in padding])
-  if window == strides and padding == (0, 0):
-    height, width = sizes(x, window, strides, padding)
-    return max_of_tiles(x[:, :height * window[0], :width * window[1]], window)
-  return functools.reduce(
-      jnp.maximum, windows(x, window, strides, padding, -jnp.inf))
+  if on_cpu():
+    return cpu_max_pool(x, window, strides, padding)
+  return nn.max_pool(x, window, strides, [(p, p) for p in padding])
 
 
 def avg_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
@@ -125,8 +115,7 @@ def avg_pool(x: jax.Array, window, strides=None, padding=0) -> jax.Array:
   """
   window, strides, padding = _check_pool(x, window, strides, padding)
   if on_cpu():
-    slices = windows(x, window, strides, padding)
-    return sum(slices) / (window[0] * window[1])
+    return cpu_avg_pool(x, window, strides, padding)
   return nn.avg_pool(x, window, strides, [(p, p) for p in padding])
 
 

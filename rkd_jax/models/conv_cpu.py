@@ -1,4 +1,4 @@
-"""Convolutions and maxima in the forms that XLA runs fast on CPU.
+"""Convolutions and pooling in the forms that XLA runs fast on CPU.
 
 There XLA's convolutions are quick in one form alone (NHWC image, HWIO kernel,
 stride 1, one group), and inside a loop body, where attacks live, nothing turns
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+from rkd_jax.models.conv_plain import plain_conv
+
 # Up to this many input channels patches are cheap, and the convolution itself
 # leaves most of each vector register empty.
 _FEW_CHANNELS = 8
@@ -33,10 +34,19 @@ def cpu_conv(x, kernel, strides, padding, groups):
   return _same_form(*_vary_alike(x, kernel), padding)
 
 
-def plain_conv(x, kernel, strides, padding, groups=1):
-  return lax.conv_general_dilated(
-      x, kernel, strides, [(p, p) for p in padding], dimension_numbers=LAYOUT,
-      feature_group_count=groups)
+def cpu_max_pool(x, window, strides, padding):
+  """`max_pool` of `models.conv`."""
+  if window == strides and padding == (0, 0):
+    height, width = _sizes(x, window, strides, padding)
+    return _max_of_tiles(x[:, :height * window[0], :width * window[1]], window)
+  return functools.reduce(
+      jnp.maximum, _windows(x, window, strides, padding, -jnp.inf))
+
+
+def cpu_avg_pool(x, window, strides, padding):
+  """`avg_pool` of `models.conv`."""
+  slices = _windows(x, window, strides, padding)
+  return sum(slices) / (window[0] * window[1])
 
 
 def _pad(x, rows, columns, value=0.0):
@@ -49,15 +59,15 @@ def _pad_evenly(x, padding, value=0.0):
   return _pad(x, *((p, p) for p in padding), value)
 
 
-def sizes(x, window, strides, padding):
+def _sizes(x, window, strides, padding):
   """Height and width of what a window yields."""
   return tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(
       x.shape[1:3], padding, window, strides, strict=True))
 
 
-def windows(x, window, strides, padding, value=0.0) -> list[jax.Array]:
+def _windows(x, window, strides, padding, value=0.0) -> list[jax.Array]:
   """What each window element sees: kh * kw arrays [B, H', W', C], row by row."""
-  size = sizes(x, window, strides, padding)
+  size = _sizes(x, window, strides, padding)
   x = _pad_evenly(x, padding, value)
   return [
       lax.slice(
@@ -69,7 +79,7 @@ def windows(x, window, strides, padding, value=0.0) -> list[jax.Array]:
 
 
 def _pointwise(x, kernel, strides, padding):
-  x, = windows(x, (1, 1), strides, padding)
+  x, = _windows(x, (1, 1), strides, padding)
   out = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
   return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -82,7 +92,7 @@ def _patches_dot(x, kernel, strides, padding):
   slow to read and, in the gradient, slower to write.
   """
   window, features = kernel.shape[:2], kernel.shape[-1]
-  size = sizes(x, window, strides, padding)
+  size = _sizes(x, window, strides, padding)
   runs = [-(-k // s) for k, s in zip(window, strides, strict=True)]
   counts = [n - 1 + r for n, r in zip(size, runs, strict=True)]
   x = _pad(x, *((p, c * s - n - p) for n, p, c, s in zip(
@@ -114,7 +124,7 @@ def _shifted_sum(x, kernel, strides, padding):
   """Window elements times weights [kh, kw, 1, C], summed in float32."""
   acc = jnp.promote_types(x.dtype, jnp.float32)
   weights = kernel.reshape(-1, kernel.shape[-1]).astype(acc)
-  slices = windows(x, kernel.shape[:2], strides, padding)
+  slices = _windows(x, kernel.shape[:2], strides, padding)
   total = sum(s.astype(acc) * w for s, w in zip(slices, weights, strict=True))
   return total.astype(x.dtype)
 
@@ -177,7 +187,7 @@ def _shifted_sum_grad_kernel(x, kernel, strides, padding, g):
 
   def add(total, example):
     x, g = example
-    slices = windows(x[None], kernel.shape[:2], strides, padding)
+    slices = _windows(x[None], kernel.shape[:2], strides, padding)
     return tuple(t + jnp.sum(s[0].astype(acc) * g.astype(acc), axis=0)
                  for t, s in zip(total, slices, strict=True)), None
 
@@ -232,17 +242,17 @@ _same_form.defvjp(_same_form_fwd, _same_form_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def max_of_tiles(x, window):
+def _max_of_tiles(x, window):
   """Windows that tile the image: its gradient is elementwise, without padding."""
-  return functools.reduce(jnp.maximum, windows(x, window, window, (0, 0)))
+  return functools.reduce(jnp.maximum, _windows(x, window, window, (0, 0)))
 
 
-def max_of_tiles_fwd(x, window):
-  out = max_of_tiles(x, window)
+def _max_of_tiles_fwd(x, window):
+  out = _max_of_tiles(x, window)
   return out, (x, out)
 
 
-def max_of_tiles_bwd(window, residuals, g):
+def _max_of_tiles_bwd(window, residuals, g):
   x, out = residuals
 
   def enlarge(a):
@@ -252,8 +262,8 @@ def max_of_tiles_bwd(window, residuals, g):
     return tiles.reshape(x.shape)
 
   winners = sum((s == out).astype(g.dtype)
-                for s in windows(x, window, window, (0, 0)))
+                for s in _windows(x, window, window, (0, 0)))
   return jnp.where(x == enlarge(out), enlarge(g / winners), 0),
 
 
-max_of_tiles.defvjp(max_of_tiles_fwd, max_of_tiles_bwd)
+_max_of_tiles.defvjp(_max_of_tiles_fwd, _max_of_tiles_bwd)

@@ -1,0 +1,40 @@
+"""The quickstart: its own config, and its files, at a fraction of its size."""
+
+import json
+
+import pytest
+
+from rkd_jax import config as configuration
+from rkd_jax import experiment, quickstart
+
+STUDENTS = dict(quickstart.CONFIG['compare']['students'])
+
+
+@pytest.mark.parametrize('student', STUDENTS)
+def test_each_student_and_its_teachers_can_be_built(student):
+  config = configuration.resolve(quickstart.CONFIG)
+  configuration.overlay(config, STUDENTS[student])
+  config.devices = 1
+  dataset = experiment.check(config)
+  assert (dataset.name, len(dataset.test)) == ('digits', 359)
+
+
+def test_a_shrunken_quickstart_writes_its_files(tmp_path, monkeypatch, capsys):
+  """The same students and teachers of one hidden layer, one epoch, two attacks."""
+  config = configuration.resolve(quickstart.CONFIG)
+  configuration.overlay(config, {
+      'devices': 1, 'model': 'mlp_8', 'attack': {'steps': 1},
+      'train': {'epochs': 1}, 'validation': {'every': 1, 'examples': 64},
+      'evaluation': {'attacks': ('clean', 'fgsm'), 'examples': 64}})
+  for teacher in config.teachers.values():
+    teacher.overrides.model = 'mlp_8'
+  monkeypatch.setattr(quickstart, 'CONFIG', config)
+  content = quickstart.run(tmp_path)
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report == json.loads(json.dumps(content))
+  assert list(report['rows']) == [
+      'clean teacher', 'robust teacher', *STUDENTS, 'robust teacher after CIARD']
+  shown = capsys.readouterr().out
+  for row, cells in report['rows'].items():
+    assert row in shown and 0 <= cells['fgsm']['mean'] <= 1, row
+  assert (tmp_path / 'figures' / 'comparison.png').stat().st_size > 0
