@@ -60,7 +60,7 @@ def get_config(variant=''):
       },
       'compare': {
           'seeds': (0, 1, 2),
-          'students': students(parts=variant != 'smoke')},
+          'students': students(name, parts=variant != 'smoke')},
   })
   config.update(DATA[name])
   if full:
@@ -77,14 +77,16 @@ def get_config(variant=''):
   return config
 
 
-def students(parts):
+def students(data, parts):
   """((name in the table, what to change), ...)."""
   kl = {'kl_scale': 10.0}  # KL summed over the classes: see the docstring.
   ciard = {'method': 'ciard', 'schedule': {'name': 'ciard'}}
   methods = (
       ('SD', {'method': 'sd', 'single_teacher': 'clean',
               'optimizer': {'learning_rate': 0.02}}),
-      ('PGD-AT', {'method': 'pgd_at'}),
+      # Without soft labels the plateau holds one seed in three at 0.5.
+      ('PGD-AT', {'method': 'pgd_at',
+                  **({'attack': {'eps_warmup': 0.8}} if data == 'mnist' else {})}),
       # Its loss has no scale; ten times the learning rate does the same.
       ('ARD', {'method': 'ard', 'optimizer': {'learning_rate': 0.5}}),
       ('RSLAD', {'method': 'rslad', 'rslad': kl}),

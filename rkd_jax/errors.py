@@ -24,6 +24,10 @@ class NonFiniteError(RkdError):
   """Training produced a NaN or an infinity and was stopped."""
 
 
+class UnsupportedPrimitiveError(RkdError, NotImplementedError):
+  """A function holds an operation for which no sound bound is known."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
   """The names in `known` closest to `name`, best first; may be empty."""
   return difflib.get_close_matches(str(name), list(known), n=count, cutoff=0.5)
