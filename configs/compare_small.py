@@ -3,7 +3,7 @@
 Command:  rkd compare --config configs/compare_small.py:mnist --workdir runs/mnist
           rkd compare --config configs/compare_small.py:fashion_mnist \\
               --workdir runs/fashion
-Cost:     28 and 46 minutes when both share two CPU cores (docs/results.md).
+Cost:     36 and 46 minutes, each with one of two CPU cores to itself, about.
 Expected: the tables in docs/results.md.
 
 Three seeds. Every student has the same clean teacher (standard training) and
