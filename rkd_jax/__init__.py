@@ -11,7 +11,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-_MODULES = ('attacks', 'comparison', 'config', 'data', 'distill', 'errors',
+_MODULES = ('attacks', 'bounds', 'comparison', 'config', 'data', 'distill', 'errors',
             'evaluation', 'experiment', 'losses', 'models', 'quickstart',
             'report', 'training')
 _NAMES = {

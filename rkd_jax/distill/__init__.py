@@ -6,6 +6,7 @@ from typing import Any
 from rkd_jax.distill import (
     ard,
     b_mtard,
+    certified,
     ciard,
     mtard,
     pgd_at,
@@ -21,8 +22,8 @@ from rkd_jax.errors import unknown_name
 
 METHODS = {
     module.__name__.rsplit('.', 1)[-1]: module
-    for module in (standard, pgd_at, trades, sd, ard, rslad, mtard, b_mtard,
-                   ciard)
+    for module in (standard, pgd_at, trades, certified, sd, ard, rslad, mtard,
+                   b_mtard, ciard)
 }
 
 __all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rkd_jax import attacks
@@ -51,8 +52,7 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
   def adversary(student, batch: Batch, objective='ce'):
     eps, step_size = threat['eps'], threat['step_size']
     if threat['eps_warmup']:
-      warmup = threat['eps_warmup'] * epochs
-      grown = jnp.minimum(1.0, (batch.epoch + 1) / warmup)
+      grown = eps_share(threat, epochs, batch.epoch + 1)
       eps, step_size = eps * grown, step_size * grown
     return attacks.pgd(
         student.frozen().predict, batch.image, batch.label, key=batch.key,
@@ -60,6 +60,17 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
         steps=threat['steps'], objective=objective, **start)
 
   return adversary
+
+
+def eps_share(threat: Mapping[str, Any], epochs: int, passed) -> jax.Array:
+  """min(1, passed / (eps_warmup * epochs)), for eps_warmup > 0: float32.
+
+  Args:
+    threat: holds `eps_warmup`, see `make_adversary`.
+    epochs: epochs of the whole training.
+    passed: epochs that count as passed, a number or an array.
+  """
+  return jnp.minimum(1.0, passed / (threat['eps_warmup'] * epochs))
 
 
 def check_threat(threat: Mapping[str, Any]) -> dict[str, Any]:

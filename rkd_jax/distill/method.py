@@ -31,6 +31,7 @@ class Batch:
     key: typed PRNG keys [B], one an example; derive with `fold_in`.
     step: int32 scalar, training steps taken before this one.
     epoch: int32 scalar, whole epochs finished before this step.
+    progress: float32 scalar, the same with the part of the running epoch.
     mean: `mean(values[B], weights[B] | None)`: mean over the *global* batch on
       every device layout; a weighted mean whose weights are all 0 is 0.
   """
@@ -40,6 +41,7 @@ class Batch:
   key: jax.Array
   step: jax.Array
   epoch: jax.Array
+  progress: jax.Array
   mean: Callable[..., jax.Array] = weighted_mean
 
 
@@ -73,6 +75,11 @@ def _nothing(teachers):
   return {}
 
 
+def _unchanged(key, variables):
+  del key
+  return variables
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """A distillation method.
@@ -85,7 +92,11 @@ class Method:
     init_memory: `init_memory({role: BoundNetwork}) -> Memory`.
     retrained: `retrained(memory) -> {role: variables}`, the teachers that the
       method changes, as they are now; {} for most methods.
-    adversarial: whether it attacks the student while training.
+    adversarial: whether it makes the student robust, so that validation counts
+      accuracy under attack too.
+    init_student: `init_student(key, variables) -> variables`: what the method makes of
+      the student's fresh variables. Raises ConfigError for a network that it cannot
+      train; called abstractly before anything is written.
   """
 
   name: str
@@ -94,6 +105,7 @@ class Method:
   init_memory: Callable[[Mapping[str, BoundNetwork]], Memory] = _nothing
   retrained: Callable[[Memory], Mapping[str, Any]] = _nothing
   adversarial: bool = True
+  init_student: Callable[[jax.Array, Any], Any] = _unchanged
 
   def objective_at(self, epoch: int) -> Objective:
     """The objective that is on in an epoch (counted from 0)."""

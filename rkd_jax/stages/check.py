@@ -33,7 +33,7 @@ def check(config) -> data.Dataset:
       ('single_teacher', config.single_teacher, config.teachers)):
     if name not in known:
       raise unknown_name(kind, name, known)
-  build.make_method(config)
+  method = build.make_method(config)
   robustness.specs_from(
       (*config.evaluation.attacks, config.validation.attack), config.attack)
   parallel.check_batch_size(
@@ -42,8 +42,9 @@ def check(config) -> data.Dataset:
   _check_sizes(config, dataset)
   build.make_optimizer(config)
   network = build.make_network(config.model, dataset, config.dtype)
+  key = jax.random.key(0)
   jax.eval_shape(
-      lambda: network.init(jax.random.key(0), dataset.image_shape))
+      lambda: method.init_student(key, network.init(key, dataset.image_shape)))
   return dataset
 
 

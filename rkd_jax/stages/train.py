@@ -62,7 +62,8 @@ def _initial_state(config, method, student, dataset, teachers, tx):
       role: BoundNetwork(teacher.network, teacher.variables)
       for role, teacher in teachers.items()})
   create = parallel.compile_fn(functools.partial(
-      state_lib.create, student, dataset.image_shape, tx))
+      state_lib.create, student, dataset.image_shape, tx,
+      init_student=method.init_student))
   return create(memory, init_key=rng.stream(config.seed, 'init'),
                 train_key=rng.stream(config.seed, 'train'))
 

@@ -1,5 +1,6 @@
 """Everything that changes during training, as one pytree."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -32,9 +33,15 @@ class TrainState:
 
 def create(network: Network, image_shape: tuple[int, ...],
            tx: optax.GradientTransformation, memory: Any, *,
-           init_key: jax.Array, train_key: jax.Array) -> TrainState:
-  """A fresh state. `init_key` draws the weights, `train_key` all the rest."""
+           init_key: jax.Array, train_key: jax.Array,
+           init_student: Callable | None = None) -> TrainState:
+  """A fresh state. `init_key` draws the weights, `train_key` all the rest.
+
+  `init_student(key, variables) -> variables` changes the fresh variables.
+  """
   variables = network.init(init_key, image_shape)
+  if init_student is not None:
+    variables = init_student(jax.random.fold_in(init_key, 0), variables)
   return TrainState(
       step=jnp.zeros((), jnp.int32), key=train_key, variables=variables,
       opt_state=tx.init(variables['params']), memory=memory)

@@ -50,7 +50,8 @@ def make_train_step(objective: Callable, make_batch: Callable,
     view = make_batch(
         image=to_float(image), label=batch['label'],
         key=split(keys, _METHOD), step=state.step,
-        epoch=state.step // steps_per_epoch)
+        epoch=state.step // steps_per_epoch,
+        progress=state.step / steps_per_epoch)
     bound = {role: BoundNetwork(network, frozen[role])
              for role, network in teachers.items()}
 

@@ -126,7 +126,8 @@ def batch_of(seed, step=0, epoch=0):
       image=jnp.asarray(rng.uniform(0.2, 0.8, (B, *SHAPE)), jnp.float32),
       label=jnp.asarray(rng.integers(0, K, B), jnp.int32),
       key=jax.random.split(jax.random.key(seed), B),
-      step=jnp.int32(step), epoch=jnp.int32(epoch), mean=weighted_mean)
+      step=jnp.int32(step), epoch=jnp.int32(epoch), progress=jnp.float32(epoch),
+      mean=weighted_mean)
 
 
 # The programs are tiny: compiling them well takes longer than running them.
@@ -160,7 +161,8 @@ def compiled(objective, student, teachers, mean=weighted_mean):
     grads, (loss, after, memory, metrics) = program(
         student.variables,
         {role: teacher.variables for role, teacher in teachers.items()}, memory,
-        batch.image, batch.label, batch.key, batch.step, batch.epoch)
+        batch.image, batch.label, batch.key, batch.step, batch.epoch,
+        batch.progress)
     return types.SimpleNamespace(
         loss=loss, grads=grads, student=after, memory=memory, metrics=metrics)
 

@@ -125,7 +125,7 @@ def test_every_method_keeps_the_form_of_its_memory(lab):
 def test_registry():
   assert set(distill.METHODS) == {
       'standard', 'pgd_at', 'trades', 'sd', 'ard', 'rslad', 'mtard', 'b_mtard',
-      'ciard'}
+      'ciard', 'certified'}
   for name, line in distill.describe().items():
     assert line and '\n' not in line
     for value in distill.defaults(name).values():
@@ -147,7 +147,7 @@ def test_adversarial_says_who_attacks():
 def test_roles():
   roles = {name: distill.make(name, {}, threat={}, epochs=3).roles
            for name in distill.METHODS}
-  for name in ('standard', 'pgd_at', 'trades'):
+  for name in ('standard', 'pgd_at', 'trades', 'certified'):
     assert roles[name] == ()
   for name in ('sd', 'ard', 'rslad'):
     assert roles[name] == ('teacher',)

@@ -1,0 +1,18 @@
+"""From a function and a set of inputs to the graph that is bounded."""
+
+from collections.abc import Callable
+
+import jax
+
+from rkd_jax.bounds.graph import Graph, trace
+from rkd_jax.bounds.patterns import recognise
+from rkd_jax.bounds.sets import InputSet
+
+
+def read(fn: Callable[[jax.Array], jax.Array], ball: InputSet) -> Graph:
+  """The graph of `fn` for inputs like those of `ball`, known functions recognised.
+
+  Raises:
+    As `graph.trace`.
+  """
+  return recognise(trace(fn, ball.shape, ball.dtype))

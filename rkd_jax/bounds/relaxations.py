@@ -1,0 +1,248 @@
+"""Every nonlinear equation between two linear functions of its operands.
+
+A table from the name of a primitive to a `Rule`: the range of the result, and lines
+below and above it. The mathematics is in `elementwise` and `softmax`; here
+it is put into the form that the backward walk uses.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rkd_jax.bounds import elementwise, rounding, softmax
+from rkd_jax.bounds.graph import Node, Ref, unsupported
+
+
+class Diagonal(NamedTuple):
+  """Lines of an elementwise equation: slopes of the result's shape, per operand."""
+
+  lower: tuple[jax.Array, ...]
+  upper: tuple[jax.Array, ...]
+
+  def pull(self, rows: jax.Array) -> list[jax.Array]:
+    """Rows [R, ...] on the result, as rows on the operands: the line below where
+    the coefficient is positive, the one above where it is negative."""
+    return [jnp.where(rows > 0, rows * low, rows * high)
+            for low, high in zip(self.lower, self.upper)]
+
+  def push(self, functions):
+    """(coefficients, lower and upper [n, ...] of each operand) -> of the result."""
+    return (sum(jnp.where(s > 0, s * low, s * high)
+                for s, (low, high) in zip(self.lower, functions)),
+            sum(jnp.where(s > 0, s * high, s * low)
+                for s, (low, high) in zip(self.upper, functions)))
+
+  def rounding(self, magnitudes, ulps):
+    """What `pull` may lose by rounding, divided by |row|; of the result's shape."""
+    return sum(ulps * jnp.maximum(jnp.abs(low), jnp.abs(high)) * largest
+               for low, high, largest in zip(self.lower, self.upper, magnitudes))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reduced:
+  """Lines of a reduction over `axes`: slopes of the operand's shape."""
+
+  lower: jax.Array
+  upper: jax.Array
+  axes: tuple[int, ...] = dataclasses.field(metadata={'static': True})
+
+  def pull(self, rows):
+    rows = jnp.expand_dims(rows, tuple(a + 1 for a in self.axes))
+    return [jnp.where(rows > 0, rows * self.lower, rows * self.upper)]
+
+  def push(self, functions):
+    (low, high), = functions
+    axes = tuple(a + 1 for a in self.axes)
+    return (jnp.sum(jnp.where(self.lower > 0, self.lower * low, self.lower * high), axes),
+            jnp.sum(jnp.where(self.upper > 0, self.upper * high, self.upper * low), axes))
+
+  def rounding(self, magnitudes, ulps):
+    steepest = jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
+    return jnp.sum(ulps * steepest * magnitudes[0], axis=self.axes)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """Lines of an equation that mixes along one axis: slopes [*shape, operand index]."""
+
+  lower: jax.Array
+  upper: jax.Array
+  axis: int = dataclasses.field(metadata={'static': True})
+
+  def pull(self, rows):
+    moved = jnp.moveaxis(rows, self.axis + 1, -1)
+    low, high = (jnp.moveaxis(s, self.axis, -2) for s in (self.lower, self.upper))
+    product = lambda a, b: jnp.einsum(
+        'r...o,...ok->r...k', a, b, precision=jax.lax.Precision.HIGHEST)
+    pulled = (product(jnp.maximum(moved, 0), low)
+              + product(jnp.minimum(moved, 0), high))
+    return [jnp.moveaxis(pulled, -1, self.axis + 1)]
+
+  def push(self, functions):
+    (low, high), = functions
+    low, high = (jnp.moveaxis(c, self.axis + 1, -1) for c in (low, high))
+
+    def side(slopes, below, above):
+      slopes = jnp.moveaxis(slopes, self.axis, -2)
+      product = lambda s, c: jnp.einsum(
+          '...ok,n...k->n...o', s, c, precision=jax.lax.Precision.HIGHEST)
+      found = (product(jnp.maximum(slopes, 0), below)
+               + product(jnp.minimum(slopes, 0), above))
+      return jnp.moveaxis(found, -1, self.axis + 1)
+
+    return side(self.lower, low, high), side(self.upper, high, low)
+
+  def rounding(self, magnitudes, ulps):
+    steepest = jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
+    length = steepest.shape[-1]
+    largest = jnp.moveaxis(magnitudes[0], self.axis, -1)
+    largest = jnp.expand_dims(largest, self.axis)
+    total = jnp.sum(steepest * largest, axis=-1)
+    return (ulps + rounding.gamma(2 * length, steepest.dtype)) * total
+
+
+class Rule(NamedTuple):
+  """How a nonlinear equation is bounded; for one example.
+
+  Attributes:
+    interval: ((lower, upper) of each operand) -> (lower, upper).
+    lines: (the same, choice) -> (slopes, (lower offset, upper offset)). The choice is
+      None or (for the line below, for the line above), each None or in [0, 1], of
+      the result's shape.
+    unstable: (the same as `interval`) -> for each operand, where tighter bounds of it
+      would help.
+    start: (the same as `interval`) -> the choice that optimisation starts from, None
+      on sides where there is none.
+  """
+
+  interval: Callable[..., tuple[jax.Array, jax.Array]]
+  lines: Callable[..., tuple[Any, tuple[jax.Array, jax.Array]]]
+  unstable: Callable[..., list[jax.Array]]
+  start: Callable[..., tuple[jax.Array | None, jax.Array | None]]
+
+
+def rule(node: Node) -> Rule:
+  """The rule of a nonlinear node.
+
+  Raises:
+    UnsupportedPrimitiveError: there is none.
+  """
+  if len(node.operands) == 1:
+    if node.name in _REDUCTIONS:
+      return _reduction(node)
+    if node.name in _MIXING and len(node.params['axes']) == 1:
+      return _mixing(node)
+    found = _of_one(node)
+    if found is not None:
+      return found
+  elif len(node.operands) == 2 and node.name in elementwise.BINARY:
+    return _of_two(elementwise.BINARY[node.name])
+  raise unsupported(node, 'rule')
+
+
+def _of_one(node):
+  """The rule of an elementwise function of one bounded operand, or None."""
+  name, constants = node.name, node.constants
+  if name == 'max':
+    return _kinked(elementwise.max_const(constants[0]), constants[0], above=False)
+  if name == 'min':
+    return _kinked(elementwise.min_const(constants[0]), constants[0], above=True)
+  if name == 'abs':
+    return _kinked(elementwise.RULES['abs'], 0.0, above=False)
+  if name == 'leaky_relu':
+    slope = node.params['slope']
+    rule = _smooth(elementwise.leaky_relu(slope))  # Free on the chord's other side.
+    return rule._replace(unstable=lambda bounds: [(bounds[0] < 0) & (bounds[1] > 0)])
+  if name == 'clamp' and isinstance(node.inputs[1], Ref):
+    return _smooth(elementwise.clamp(*constants))
+  if name == 'integer_pow':
+    return _smooth(elementwise.integer_pow(node.params['y']))
+  if name == 'pow' and isinstance(node.inputs[0], Ref):
+    return _smooth(elementwise.power(constants[0]))
+  return _smooth(elementwise.RULES[name]) if name in elementwise.RULES else None
+
+
+def _lines(function):
+  def lines(bounds, choice=None):
+    found = function.lines(*bounds, *(choice or ()))
+    return (Diagonal((found.lower_slope,), (found.upper_slope,)),
+            (found.lower_offset, found.upper_offset))
+  return lines
+
+
+def _kinked(function: Any, kink, above: bool) -> Rule:
+  """Linear on both sides of `kink`, free on the side of its chord's opposite."""
+
+  def start(bounds):
+    low, high = bounds
+    steep = (high - kink > kink - low).astype(low.dtype)
+    return (None, 1 - steep) if above else (steep, None)
+
+  return Rule(lambda bounds: function.interval(*bounds), _lines(function),
+              lambda bounds: [(bounds[0] < kink) & (kink < bounds[1])], start)
+
+
+def _smooth(function: Any) -> Rule:
+  def start(bounds):
+    half = jnp.full_like(bounds[0], 0.5)
+    return half, half
+
+  return Rule(lambda bounds: function.interval(*bounds), _lines(function),
+              lambda bounds: [bounds[0] < bounds[1]], start)
+
+
+def _of_two(function: Any) -> Rule:
+  def lines(first, second, choice=None):
+    found = function.lines(*first, *second, *(choice or ()))
+    return (Diagonal(found.lower_slopes, found.upper_slopes),
+            (found.lower_offset, found.upper_offset))
+
+  def start(first, second):
+    half = jnp.full_like(first[0], 0.5)
+    return half, half
+
+  return Rule(lambda first, second: function.interval(*first, *second), lines,
+              lambda *bounds: [low < high for low, high in bounds], start)
+
+
+_REDUCTIONS = {
+    'reduce_max': (lambda low, high, axes: (jnp.max(low, axes), jnp.max(high, axes)),
+                   elementwise.reduce_max_lines),
+    'reduce_min': (lambda low, high, axes: (jnp.min(low, axes), jnp.min(high, axes)),
+                   elementwise.reduce_min_lines),
+    'logsumexp': (softmax.logsumexp_interval, softmax.logsumexp_lines)}
+_MIXING = {'softmax': (softmax.softmax_interval, softmax.softmax_lines),
+           'log_softmax': (softmax.log_softmax_interval, softmax.log_softmax_lines)}
+
+
+def _reduction(node: Node) -> Rule:
+  interval, reduce_lines = _REDUCTIONS[node.name]
+  axes = tuple(node.params['axes'])
+
+  def lines(bounds, choice=None):
+    del choice  # None is free.
+    found = reduce_lines(*bounds, axes)
+    return (Reduced(found.lower_slope, found.upper_slope, axes),
+            (found.lower_offset, found.upper_offset))
+
+  return Rule(lambda bounds: interval(*bounds, axes), lines,
+              lambda bounds: [bounds[0] < bounds[1]], lambda bounds: (None, None))
+
+
+def _mixing(node: Node) -> Rule:
+  interval, matrix_lines = _MIXING[node.name]
+  axis = node.params['axes'][0] % len(node.shape)
+
+  def lines(bounds, choice=None):
+    del choice  # None is free.
+    found = matrix_lines(*bounds, axis)
+    return (Matrix(found.lower_slopes, found.upper_slopes, axis),
+            (found.lower_offset, found.upper_offset))
+
+  return Rule(lambda bounds: interval(*bounds, axis), lines,
+              lambda bounds: [bounds[0] < bounds[1]], lambda bounds: (None, None))

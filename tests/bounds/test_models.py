@@ -1,0 +1,77 @@
+"""Every network of the registry has bounds, and they hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rkd_jax import bounds
+from rkd_jax.bounds import graph
+from rkd_jax.models import registry
+from rkd_jax.models.network import Network
+
+SMALL = {'mlp_8': (8, 8, 1), 'cnn_3_4': (8, 8, 1), 'cnn_pool_3_4': (8, 8, 1),
+         'resnet8': (8, 8, 3), 'wide_resnet10_1': (8, 8, 3), 'pyramidnet8_a6': (8, 8, 3)}
+LARGE = {'resnet18': (8, 8, 3), 'preact_resnet18': (8, 8, 3), 'vgg11': (32, 32, 3),
+         'mobilenet_v2': (8, 8, 3), 'pyramidnet11_a9_bottleneck': (8, 8, 3),
+         'resnet50': (8, 8, 3)}
+
+
+def network(name, shape):
+  """(fn, variables) with BatchNorm statistics as after some training."""
+  net = Network(registry.create(name, num_classes=4))
+  variables = net.init(jax.random.key(0), shape)
+  x = jax.random.uniform(jax.random.key(1), (16, *shape))
+  for _ in range(3):
+    _, variables = net.train(variables, x)
+  return net.predict, variables
+
+
+def check(name, shape, methods):
+  fn, variables = network(name, shape)
+  x = np.random.default_rng(0).uniform(size=(2, *shape)).astype(np.float32)
+  for eps in (0.0, 1e-3):
+    ball = bounds.linf_ball(x, eps, lower=0.0, upper=1.0)
+    bound = jax.jit(lambda v, b: {
+        m: getattr(bounds, m)(functools.partial(fn, v), b) for m in methods})
+    found = bound(variables, ball)
+    outputs = exact(fn, variables, ball)
+    for method, b in found.items():
+      low, high = np.asarray(b.lower, np.float64), np.asarray(b.upper, np.float64)
+      assert np.isfinite(low).all() and np.isfinite(high).all(), method
+      assert (outputs >= low).all() and (outputs <= high).all(), (method, eps)
+    if 'crown' in methods and 'ibp' in methods:
+      slack = 1e-5 * (1 + np.abs(found['ibp'].lower))
+      assert (found['crown'].lower >= found['ibp'].lower - slack).all()
+
+
+def exact(fn, variables, ball):
+  """The network in float64 at points and corners of the set: [n, B, K]."""
+  low, high = np.asarray(ball.lower, np.float64), np.asarray(ball.upper, np.float64)
+  share = np.random.default_rng(1).uniform(size=(20, *low.shape))
+  share[10:] = np.round(share[10:])
+  x = low + share * (high - low)
+  with jax.enable_x64(True):
+    traced = graph.trace(functools.partial(fn, variables), low.shape, jnp.float64)
+    evaluate = jax.jit(jax.vmap(jax.vmap(lambda x: traced.evaluate(x[None])[0])))
+    return np.asarray(evaluate(jnp.asarray(x)))
+
+
+@pytest.mark.parametrize('name', list(SMALL))
+def test_small_networks(name):
+  check(name, SMALL[name], ('ibp', 'crown_ibp', 'crown'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', list(LARGE))
+def test_large_networks(name):
+  check(name, LARGE[name], ('ibp', 'crown_ibp'))
+
+
+def test_both_lists_cover_the_registry():
+  """A family that is new must be bounded, too."""
+  families = {pattern.partition('<')[0] for pattern, _ in registry.describe()}
+  for family in families:
+    assert any(name.startswith(family) for name in (*SMALL, *LARGE)), family
