@@ -8,6 +8,8 @@ import pytest
 from rkd_jax import bounds
 from rkd_jax.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def network(seed, sizes=(5, 10, 10, 3)):
   rng = np.random.default_rng(seed)

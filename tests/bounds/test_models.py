@@ -12,8 +12,10 @@ from rkd_jax.bounds import graph
 from rkd_jax.models import registry
 from rkd_jax.models.network import Network
 
-SMALL = {'mlp_8': (8, 8, 1), 'cnn_3_4': (8, 8, 1), 'cnn_pool_3_4': (8, 8, 1),
-         'resnet8': (8, 8, 3), 'wide_resnet10_1': (8, 8, 3), 'pyramidnet8_a6': (8, 8, 3)}
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+SMALL = {'mlp_8': (8, 8, 1), 'cnn_3_4': (8, 8, 1), 'cnn_pool_3_4': (8, 8, 1)}
+DEEP = {'resnet8': (8, 8, 3), 'wide_resnet10_1': (8, 8, 3), 'pyramidnet8_a6': (8, 8, 3)}
 LARGE = {'resnet18': (8, 8, 3), 'preact_resnet18': (8, 8, 3), 'vgg11': (32, 32, 3),
          'mobilenet_v2': (8, 8, 3), 'pyramidnet11_a9_bottleneck': (8, 8, 3),
          'resnet50': (8, 8, 3)}
@@ -22,11 +24,16 @@ LARGE = {'resnet18': (8, 8, 3), 'preact_resnet18': (8, 8, 3), 'vgg11': (32, 32, 
 def network(name, shape):
   """(fn, variables) with BatchNorm statistics as after some training."""
   net = Network(registry.create(name, num_classes=4))
-  variables = net.init(jax.random.key(0), shape)
   x = jax.random.uniform(jax.random.key(1), (16, *shape))
-  for _ in range(3):
-    _, variables = net.train(variables, x)
-  return net.predict, variables
+
+  @jax.jit
+  def trained():
+    variables = net.init(jax.random.key(0), shape)
+    for _ in range(2):
+      _, variables = net.train(variables, x)
+    return variables
+
+  return net.predict, trained()
 
 
 def check(name, shape, methods):
@@ -64,6 +71,17 @@ def test_small_networks(name):
   check(name, SMALL[name], ('ibp', 'crown_ibp', 'crown'))
 
 
+@pytest.mark.parametrize('name', list(DEEP))
+def test_deep_networks(name):
+  check(name, DEEP[name], ('ibp', 'crown_ibp'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', list(DEEP))
+def test_deep_networks_with_a_walk_for_every_layer(name):
+  check(name, DEEP[name], ('ibp', 'crown'))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', list(LARGE))
 def test_large_networks(name):
@@ -74,4 +92,4 @@ def test_both_lists_cover_the_registry():
   """A family that is new must be bounded, too."""
   families = {pattern.partition('<')[0] for pattern, _ in registry.describe()}
   for family in families:
-    assert any(name.startswith(family) for name in (*SMALL, *LARGE)), family
+    assert any(name.startswith(family) for name in (*SMALL, *DEEP, *LARGE)), family
