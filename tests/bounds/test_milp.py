@@ -175,7 +175,9 @@ def test_lp_is_the_triangle_relaxation(x64):
 def assert_ordered(fn, ball, spec):
   """crown <= lp <= milp <= sampled <= milp <= lp <= crown, and the milp is tight."""
   loose, middle, exact = (method(fn, ball, spec) for method in (crown, lp, milp))
-  assert (loose.lower <= middle.lower).all() and (middle.upper <= loose.upper).all()
+  # Compiled as a whole and step by step, CROWN differs in its last digits.
+  assert (loose.lower <= middle.lower + 1e-12).all()
+  assert (middle.upper <= loose.upper + 1e-12).all()
   assert (middle.lower <= exact.lower).all() and (exact.upper <= middle.upper).all()
   assert exact.optimal.all()
   low, high = (np.asarray(edge) for edge in ball.hull())
