@@ -45,7 +45,7 @@ class Verification(NamedTuple):
 
 def verify(fn: Callable[[jax.Array], jax.Array], ball: InputSet, spec: Spec, *,
            timeout_s: float = 60.0, key: jax.Array | None = None, batch: int = 64,
-           steps: int = 20, root_steps: int = 40, attack_steps: int = 50,
+           steps: int = 5, root_steps: int = 40, attack_steps: int = 50,
            restarts: int = 10, split_on: str = 'auto',
            progress: Callable[[int, float, int], None] | None = None) -> Verification:
   """Decides whether every row of a specification is positive on every set.

@@ -15,7 +15,7 @@ from rkd_jax.bounds.propagation import State, propagate
 from rkd_jax.bounds.sets import Box, InputSet
 from rkd_jax.bounds.subproblems import Subproblems
 
-_RATE = 0.1  # Of Adam, for slopes and multipliers.
+_RATE = 0.3  # Of Adam, for slopes and multipliers: few steps, many subproblems.
 
 
 class Child(NamedTuple):
