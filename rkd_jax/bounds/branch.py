@@ -97,7 +97,7 @@ def verify(fn: Callable[[jax.Array], jax.Array], ball: InputSet, spec: Spec, *,
 
 def _search(graph, ball, split_on, compiled, batch, steps, root_steps):
   """What splits, None if nothing can."""
-  few = graph.shapes[0] and np.prod(graph.shapes[0]) <= FEW_INPUTS
+  few = np.prod(graph.shapes[0]) <= FEW_INPUTS
   boxed = isinstance(ball, Box)
   if split_on == 'auto':
     split_on = 'input' if boxed and (few or not relu_nodes(graph)) else 'relu'

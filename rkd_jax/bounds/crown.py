@@ -132,12 +132,18 @@ def output_bounds(graph: Graph, state: State, ball: InputSet, spec: Spec | None,
   plain = _last_segment(graph, state, spec, upper)
   rows = output_rows(graph, spec, upper)
   found = two_sided(walk_output(graph, state, ball, rows, spec is None), spec, upper)
-  bounds = Bounds(jnp.maximum(plain.lower, found.lower),
-                  jnp.minimum(plain.upper, found.upper) if upper else None)
+  bounds = tighter(plain, found)
   if not coefficients:
     return bounds
   below, above = _lines(graph, state, rows, spec, upper)
   return bounds._replace(below=below, above=above)
+
+
+def tighter(one: Bounds, other: Bounds) -> Bounds:
+  """The better bound of each entry; an upper one where both have it."""
+  both = one.upper is not None and other.upper is not None
+  return Bounds(jnp.maximum(one.lower, other.lower),
+                jnp.minimum(one.upper, other.upper) if both else None)
 
 
 def _lines(graph, state, rows, spec, upper):
@@ -170,7 +176,7 @@ def walk_output(graph: Graph, state: State, ball: InputSet, rows: jax.Array,
     return minimum(graph, {graph.output: rows}, facts, ball)
 
   return jax.vmap(one, in_axes=(None if same_rows else 0, 0, 0, 0))(
-      rows, State(state.bounds, state.facts), ball, choices or {})
+      rows, state, ball, choices or {})
 
 
 def output_rows(graph, spec, upper):
@@ -203,8 +209,7 @@ def two_sided(bound, spec, upper):
 
 def _last_segment(graph, state, spec, upper):
   """Interval bounds of linear functions of the output, its last equations merged."""
-  linear_values = {node.out for node in graph.nodes if node.linear}
-  stop = frozenset(graph.shapes) - (graph.merged | {graph.output} & linear_values)
+  stop = frozenset(graph.shapes) - (graph.merged | {graph.output} & graph.linear)
   rows = output_rows(graph, spec, upper)
 
   def one(rows, facts, bounds):
@@ -222,6 +227,4 @@ def _last_segment(graph, state, spec, upper):
   found = two_sided(bound, spec, upper)
   if spec is not None:
     return found
-  low, high = (b[:, 0] for b in state.bounds[graph.output])
-  return Bounds(jnp.maximum(low, found.lower),
-                jnp.minimum(high, found.upper) if upper else None)
+  return tighter(Bounds(*(b[:, 0] for b in state.bounds[graph.output])), found)

@@ -8,8 +8,9 @@ import numpy as np
 from jax import lax
 
 from rkd_jax.bounds.crown import Spec
-from rkd_jax.bounds.graph import Graph, trace
+from rkd_jax.bounds.graph import Graph
 from rkd_jax.bounds.sets import InputSet
+from rkd_jax.bounds.tracing import trace
 
 
 def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: int,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax.bounds import interval, relaxations, rounding
-from rkd_jax.bounds.crown import Bounds, Spec, ibp, output_rows, two_sided
+from rkd_jax.bounds.crown import Bounds, Spec, ibp, output_rows, tighter, two_sided
 from rkd_jax.bounds.graph import Graph, Node
 from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.sets import InputSet
@@ -41,13 +41,11 @@ def forward(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
   that.
   """
   graph = read(fn, ball)
-  plain = ibp(fn, ball, spec, upper=upper)
   rows = output_rows(graph, spec, upper)[..., 0, :]
   found = jax.vmap(lambda ball, rows: _one(graph, ball, rows),
                    in_axes=(0, None if spec is None else 0))(ball, rows)
   found = two_sided(found, spec, upper)
-  return Bounds(jnp.maximum(plain.lower, found.lower),
-                jnp.minimum(plain.upper, found.upper) if upper else None)
+  return tighter(ibp(fn, ball, spec, upper=upper), found)
 
 
 def _one(graph: Graph, ball: InputSet, rows: jax.Array) -> jax.Array:
@@ -84,8 +82,7 @@ def _size(f: Between, largest, graph):
 
 def _through_linear(node: Node, graph: Graph, functions, sizes) -> Between:
   """By centre and radius: v in m -+ r gives L v in L m -+ |L| r."""
-  zeroed = node.with_constants(jnp.zeros_like) if node.name not in (
-      'mul', 'div', 'dot_general', 'conv_general_dilated') else node
+  zeroed = node.homogeneous()
   half = [(f.low + f.high) / 2 for f in functions]
   spread = [(f.high - f.low) / 2 for f in functions]
   middle = node(*((f.least + f.most) / 2 for f in functions))

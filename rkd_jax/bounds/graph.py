@@ -1,50 +1,33 @@
 """A function as a flat list of equations on bounded values.
 
-The function is traced to a jaxpr for one example. Whatever does not depend on the
-bounded input is evaluated at once (the constants), calls are inlined, and what is
-left are nodes: each a primitive with some operands bounded and some constant.
-
 The nodes stand for real arithmetic: conversions between floating-point types count
 as identities, and everything runs in the type of the input set.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.extend import source_info_util
 
-from rkd_jax.errors import ConfigError, UnsupportedPrimitiveError
-
-MAX_UNROLLED = 1_000  # Steps of a scan; each becomes equations of its own.
+from rkd_jax.errors import UnsupportedPrimitiveError
 
 # Linear in all of their bounded operands together. Each entry of the result is a
 # copy of an entry of an operand, or a constant.
 MOVES = frozenset({
     'reshape', 'transpose', 'slice', 'rev', 'squeeze', 'expand_dims',
     'broadcast_in_dim', 'concatenate', 'pad', 'gather', 'dynamic_slice', 'split',
-    'select_n', 'dynamic_update_slice', 'stack', 'unstack', 'tile',
-    'convert_element_type', 'optimization_barrier'})
-# Identities in real arithmetic.
-_IDENTITIES = frozenset({
-    'reduce_precision', 'convert_element_type', 'copy', 'copy_p', 'stop_gradient',
-    'name', 'sharding_constraint', 'pvary', 'optimization_barrier', 'device_put'})
+    'select_n', 'dynamic_update_slice', 'stack', 'unstack', 'tile'})
 # A sum of entries, with coefficients 0 and 1.
 SUMS = frozenset({'add', 'add_any', 'reduce_sum', 'cumsum', 'reduce_window_sum'})
 # Linear if one operand alone is bounded.
 PRODUCTS = frozenset({'mul', 'dot_general', 'conv_general_dilated'})
+# Their constants are coefficients; those of other linear equations are addends.
+COEFFICIENTS = PRODUCTS | {'div'}
 
 _COMPARISONS = frozenset({'gt', 'ge', 'lt', 'le', 'eq', 'ne'})
-_CALLS = frozenset({
-    'jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call',
-    'custom_vjp_call_jaxpr', 'remat', 'remat2', 'checkpoint', 'custom_lin'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +80,12 @@ class Node:
   def with_constants(self, change: Callable[[Any], Any]) -> 'Node':
     """The same equation with its floating-point constants changed."""
     return dataclasses.replace(self, inputs=tuple(
-        i if isinstance(i, Ref) or not _is_float(i) else change(i)
+        i if isinstance(i, Ref) or not is_float(i) else change(i)
         for i in self.inputs))
+
+  def homogeneous(self) -> 'Node':
+    """The linear part of a linear equation: without what it adds."""
+    return self if self.name in COEFFICIENTS else self.with_constants(jnp.zeros_like)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,242 +115,20 @@ class Graph:
     return counts
 
   @functools.cached_property
+  def linear(self) -> frozenset[int]:
+    """Results of linear equations."""
+    return frozenset(node.out for node in self.nodes if node.linear)
+
+  @functools.cached_property
   def merged(self) -> frozenset[int]:
     """Linear values that a linear equation reads, and nothing else."""
-    linear = {node.out for node in self.nodes if node.linear}
     return frozenset(i for node in self.nodes if node.linear for i in node.operands
-                     if i in linear and self.uses[i] == 1)
+                     if i in self.linear and self.uses[i] == 1)
 
 
-def trace(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...],
-          dtype: Any) -> Graph:
-  """The graph of `fn`, which maps [B, ...] to [B, K] example by example.
-
-  Args:
-    fn: pure; closed-over arrays (weights) may be traced.
-    shape: of the input, with its batch axis; traced at batch size 1.
-    dtype: floating point; what everything is computed in.
-
-  Raises:
-    ConfigError: `fn` does not return [1, K] for [1, ...].
-    UnsupportedPrimitiveError: it needs an operation that nothing is known about.
-  """
-  one = jax.ShapeDtypeStruct((1, *shape[1:]), dtype)
-  with jax.default_matmul_precision('highest'):
-    closed = jax.make_jaxpr(fn)(one)
-  avals = closed.out_avals
-  if len(avals) != 1 or avals[0].ndim != 2 or avals[0].shape[0] != 1:
-    seen = ', '.join(str(a.shape) for a in avals)
-    raise ConfigError(
-        f'the function maps {one.shape} to {seen}; bounds need one result [B, K] '
-        'for [B, ...], every example on its own: does it close over an array '
-        'with a batch axis, or return several arrays?')
-  builder = _Builder(dtype)
-  result, = builder.run(closed.jaxpr, closed.consts, [Ref(0)], one.shape)
-  if not isinstance(result, Ref):
-    raise ConfigError('the result of the function does not depend on its input')
-  return builder.graph(result.id)
-
-
-def _is_float(value) -> bool:
+def is_float(value: Any) -> bool:
+  """Whether a constant is of a floating-point type."""
   return jnp.issubdtype(jax.typeof(value).dtype, jnp.floating)
-
-
-class _Builder:
-  """Walks jaxprs; collects nodes and evaluates what is constant."""
-
-  def __init__(self, dtype):
-    self.dtype = dtype
-    self.nodes = []
-    self.shapes = {}
-    self.folds = {}  # id() of a constant -> rounded operations behind it.
-    self.caller = ''  # Source line of the call that is being inlined.
-    self.kept = []  # Constants stay alive, so that no id() is used twice.
-
-  def run(self, jaxpr, consts, args, input_shape=None):
-    """Values of a jaxpr's results: each a `Ref` or a constant."""
-    if input_shape is not None:
-      self.shapes[0] = input_shape
-    env = dict(zip(jaxpr.constvars, map(self._cast, consts)))
-    env.update(zip(jaxpr.invars, args))
-    read = lambda v: (self._cast(v.val) if isinstance(v, jex.Literal) else env[v])
-    for eqn in jaxpr.eqns:
-      results = self._equation(eqn, [read(v) for v in eqn.invars])
-      env.update(zip(eqn.outvars, results))
-    return [read(v) for v in jaxpr.outvars]
-
-  def _cast(self, value):
-    if isinstance(value, Ref) or not _is_float(value):
-      return value
-    # NumPy arrays, such as literals, stay known while something is being traced.
-    cast = (value if value.dtype == self.dtype else value.astype(self.dtype)
-            ) if isinstance(value, jax.Array) else np.asarray(value, self.dtype)
-    if id(value) in self.folds:
-      self._remember(cast, self.folds[id(value)])
-    return cast
-
-  def _remember(self, constant, folds):
-    self.folds[id(constant)] = folds
-    self.kept.append(constant)
-
-  def _equation(self, eqn, inputs):
-    name = eqn.primitive.name
-    if name in _CALLS:
-      inner, consts = _inner(eqn)
-      # What is jitted in a library is at the line that calls it, for the reader.
-      outer, self.caller = self.caller, _where(eqn) or self.caller
-      results = self.run(inner, consts, inputs)
-      self.caller = outer
-      return results
-    if not any(isinstance(i, Ref) for i in inputs):
-      return self._fold(eqn, inputs)
-    if name == 'scan':
-      return self._unrolled(eqn, inputs)
-    if name == 'cond' and _concrete(inputs[0]) is not None:
-      branch = eqn.params['branches'][int(np.clip(
-          _concrete(inputs[0]), 0, len(eqn.params['branches']) - 1))]
-      return self.run(branch.jaxpr, branch.consts, inputs[1:])
-    return [self._node(eqn, inputs, index) for index in range(len(eqn.outvars))]
-
-  def _fold(self, eqn, inputs):
-    if eqn.primitive.name in ('while', 'scan', 'cond'):  # Typed on the inside.
-      inputs = [jnp.asarray(i, v.aval.dtype) if _is_float(i) else i
-                for i, v in zip(inputs, eqn.invars)]
-    params = eqn.primitive.get_bind_params(self._params(eqn.params))
-    known = not any(isinstance(i, jax.core.Tracer) for i in inputs)
-    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
-      results = eqn.primitive.bind(*inputs, **params)
-    results = results if eqn.primitive.multiple_results else [results]
-    behind = sum(self.folds.get(id(i), 0) for i in inputs)
-    rounded = 0 if eqn.primitive.name in MOVES else 4
-    for result in results:
-      self._remember(result, behind + rounded)
-    return [self._cast(r) for r in results]
-
-  def _params(self, params):
-    """The precision of the bounds, not of the function, for what is computed."""
-    params = dict(params)
-    if 'precision' in params:
-      params['precision'] = lax.Precision.HIGHEST
-    for key in ('preferred_element_type', 'new_dtype'):
-      if params.get(key) is not None and jnp.issubdtype(params[key], jnp.floating):
-        params[key] = jnp.dtype(self.dtype)
-    return params
-
-  def _unrolled(self, eqn, inputs):
-    length, p = eqn.params['length'], eqn.params
-    if length > MAX_UNROLLED:
-      raise UnsupportedPrimitiveError(
-          f'a scan of {length} steps over bounded values (from {_where(eqn)}) would '
-          f'be unrolled; at most {MAX_UNROLLED} are')
-    body = jex.jaxpr_as_fun(p['jaxpr'])
-    n_consts, n_carry = p['num_consts'], p['num_carry']
-
-    def loop(*args):
-      consts, carry = args[:n_consts], list(args[n_consts:n_consts + n_carry])
-      xs, ys = args[n_consts + n_carry:], []
-      order = range(length)[::-1] if p['reverse'] else range(length)
-      for step in order:
-        out = body(*consts, *carry, *(x[step] for x in xs))
-        carry, y = out[:n_carry], out[n_carry:]
-        ys.append(y)
-      ys = ys[::-1] if p['reverse'] else ys
-      return (*carry, *(jnp.stack(y) for y in zip(*ys)))
-
-    closed = jax.make_jaxpr(loop)(*(v.aval for v in eqn.invars))
-    return self.run(closed.jaxpr, closed.consts, inputs)
-
-  def _node(self, eqn, inputs, index):
-    name, shape = eqn.primitive.name, eqn.outvars[index].aval.shape
-    params = self._params(eqn.params)
-    bounded = [i for i in inputs if isinstance(i, Ref)]
-    if name in _IDENTITIES and _keeps_floats(eqn):
-      return inputs[index]
-    if name == 'mul' and len(bounded) == 2 and bounded[0] == bounded[1]:
-      return self.add('square', bounded, shape, jnp.square, {}, eqn)
-    if name == 'integer_pow' and params['y'] == 1:
-      return inputs[0]
-    if name == 'integer_pow' and params['y'] in (2, -1):
-      name = {2: 'square', -1: 'reciprocal'}[params['y']]
-      return self.add(name, inputs, shape, _NAMED[name], {}, eqn)
-    if name == 'div' and isinstance(inputs[1], Ref):
-      inverse = self.add('reciprocal', [inputs[1]], self.shapes[inputs[1].id],
-                         _NAMED['reciprocal'], {}, eqn)
-      return self.add('mul', [inputs[0], inverse], shape, jnp.multiply, {}, eqn)
-
-    def evaluate(*values):
-      out = eqn.primitive.bind(*values, **params)
-      return out[index] if eqn.primitive.multiple_results else out
-
-    return self.add(name, inputs, shape, evaluate, params, eqn)
-
-  def add(self, name, inputs, shape, evaluate, params, eqn):
-    """A new node; its `Ref`."""
-    out = len(self.shapes)
-    self.shapes[out] = tuple(shape)
-    folds = max((self.folds.get(id(i), 0) for i in inputs
-                 if not isinstance(i, Ref)), default=0)
-    self.nodes.append(Node(
-        name, tuple(inputs), out, tuple(shape), evaluate, params,
-        _is_linear(name, inputs), folds, _where(eqn) or self.caller))
-    return Ref(out)
-
-  def graph(self, output):
-    """What the output depends on; anything else may be as odd as it likes."""
-    needed, kept = {output}, []
-    for node in reversed(self.nodes):
-      if node.out in needed:
-        kept.append(node)
-        needed.update(node.operands)
-    shapes = {i: s for i, s in self.shapes.items() if i in needed | {0}}
-    return Graph(tuple(reversed(kept)), shapes, output, jnp.dtype(self.dtype))
-
-
-_NAMED = {'square': jnp.square, 'reciprocal': lambda x: 1 / x}
-
-
-def _is_linear(name, inputs):
-  bounded = [isinstance(i, Ref) for i in inputs]
-  if name in ('select_n', 'gather', 'dynamic_slice'):
-    # The predicate or the indices are constant; which floats are bounded is free.
-    first = {'select_n': 0}.get(name, 1)
-    return not any(bounded[first:first + 1] if name == 'select_n'
-                   else bounded[first:])
-  if name == 'dynamic_update_slice':
-    return not any(bounded[2:])
-  if name in MOVES or name in SUMS or name in ('neg', 'sub'):
-    return True
-  if name in PRODUCTS:
-    return sum(bounded) == 1
-  return name == 'div' and bounded == [True, False]
-
-
-def _keeps_floats(eqn):
-  return all(jnp.issubdtype(v.aval.dtype, jnp.floating)
-             for v in (*eqn.invars, *eqn.outvars))
-
-
-def _inner(eqn):
-  """(jaxpr, constants) that a call stands for."""
-  for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
-    inner = eqn.params.get(key)
-    if isinstance(inner, jex.ClosedJaxpr):
-      return inner.jaxpr, inner.consts
-    if isinstance(inner, jex.Jaxpr):
-      return inner, ()
-  raise UnsupportedPrimitiveError(
-      f'the call {eqn.primitive.name!r} (from {_where(eqn)}) cannot be looked into')
-
-
-def _concrete(value):
-  try:
-    return None if isinstance(value, Ref) else np.asarray(value)
-  except jax.errors.TracerArrayConversionError:
-    return None
-
-
-def _where(eqn):
-  return source_info_util.summarize(eqn.source_info)
 
 
 def unsupported(node: Node, wanted: str) -> UnsupportedPrimitiveError:

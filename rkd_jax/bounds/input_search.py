@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax.bounds import falsify
+from rkd_jax.bounds.child import Child
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.bounds.crown import Spec, output_bounds
 from rkd_jax.bounds.graph import Graph
 from rkd_jax.bounds.propagation import propagate
-from rkd_jax.bounds.relu_search import Child
 from rkd_jax.bounds.sets import Box
 
 

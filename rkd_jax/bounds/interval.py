@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rkd_jax.bounds import relaxations, rounding
-from rkd_jax.bounds.graph import MOVES, PRODUCTS, SUMS, Graph, Node
+from rkd_jax.bounds.graph import COEFFICIENTS, MOVES, SUMS, Graph, Node, Ref
 
 
 def interval(node: Node, graph: Graph, bounds: list) -> tuple[jax.Array, jax.Array]:
@@ -90,13 +90,13 @@ def absolute(node: Node, *values, addends: bool = False) -> jax.Array:
   """
   if node.name == 'neg':
     return values[0]
-  if node.name in PRODUCTS or node.name == 'div':
+  if node.name in COEFFICIENTS:
     return node.with_constants(jnp.abs)(*values)
   node = node.with_constants(jnp.abs if addends else jnp.zeros_like)
   if node.name != 'sub':
     return node(*values)
   given = iter(values)
-  parts = [i if not hasattr(i, 'id') else next(given) for i in node.inputs]
+  parts = [next(given) if isinstance(i, Ref) else i for i in node.inputs]
   return jnp.broadcast_to(parts[0] + parts[1], node.shape)
 
 
@@ -126,14 +126,14 @@ def _terms(node: Node, graph: Graph) -> int:
   size_in = max(math.prod(graph.shapes[i]) for i in node.operands)
   size_out = math.prod(node.shape)
   if node.name == 'dot_general':
-    ours = 0 if hasattr(node.inputs[0], 'id') else 1
+    ours = 0 if isinstance(node.inputs[0], Ref) else 1
     axes = node.params['dimension_numbers'][0][ours]
     inner = math.prod(graph.shapes[node.operands[0]][a] for a in axes)
     return max(inner, -(-size_out * inner // size_in))
   if node.name == 'conv_general_dilated':
     kernel = node.constants[0].shape
     spec = node.params['dimension_numbers'].rhs_spec  # (out, in, spatial ...)
-    if not hasattr(node.inputs[0], 'id'):
+    if not isinstance(node.inputs[0], Ref):
       return max(math.prod(kernel), size_in, size_out)
     return max(math.prod(kernel) // kernel[spec[0]], math.prod(kernel) // kernel[spec[1]])
   if node.name == 'reduce_sum':

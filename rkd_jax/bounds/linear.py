@@ -85,11 +85,9 @@ def _widened(node, graph, low, high):
 
 def transpose(node: Node, graph: Graph, rows: jax.Array) -> list[jax.Array]:
   """Rows on the result of a linear node, as rows on each of its operands."""
-  if node.name not in ('mul', 'div', 'dot_general', 'conv_general_dilated'):
-    node = node.with_constants(jnp.zeros_like)
   shapes = [jax.ShapeDtypeStruct(graph.shapes[i], graph.dtype)
             for i in node.operands]
-  return jax.vmap(jax.linear_transpose(node, *shapes))(rows)
+  return jax.vmap(jax.linear_transpose(node.homogeneous(), *shapes))(rows)
 
 
 def emit(rows: jax.Array, offsets) -> jax.Array:
@@ -101,15 +99,14 @@ def emit(rows: jax.Array, offsets) -> jax.Array:
 
 
 def backward(graph: Graph, start: Rows, facts: Facts, *,
-             done: frozenset[int] = frozenset(), stop: frozenset[int] = frozenset(),
+             stop: frozenset[int] = frozenset(),
              extra: Rows | None = None) -> tuple[Rows, jax.Array]:
   """Walks rows back to the input, or to the values in `stop`; for one example.
 
   Args:
     graph: the function.
     start: rows on some values; what is bounded is the sum over all of them.
-    facts: of every nodes before.
-    done: values whose constants `start` was already charged for.
+    facts: of every node before.
     stop: values that are not replaced.
     extra: rows to be added when the walk reaches a value (the multipliers of
       split neurons).
@@ -117,7 +114,7 @@ def backward(graph: Graph, start: Rows, facts: Facts, *,
   Returns:
     (rows on the values where the walk stopped, constants [R]).
   """
-  rows, done = dict(start), set(done)
+  rows, done = dict(start), set()
   total = jnp.zeros(len(next(iter(start.values()))), graph.dtype)
   for node in reversed(graph.nodes):
     if node.out not in rows or node.out in stop:

@@ -22,11 +22,11 @@ import scipy.optimize
 from rkd_jax.bounds import rounding
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.bounds.crown import Bounds, Spec, output_bounds
-from rkd_jax.bounds.graph import trace
 from rkd_jax.bounds.patterns import recognise
 from rkd_jax.bounds.program import build, pieces, segments
 from rkd_jax.bounds.propagation import State, propagate
 from rkd_jax.bounds.sets import InputSet, L2Ball
+from rkd_jax.bounds.tracing import trace
 from rkd_jax.errors import ConfigError, RkdError
 
 # Of HiGHS: 1e-7 for rows and reduced costs, 1e-6 for binaries and the absolute gap.

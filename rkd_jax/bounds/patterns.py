@@ -37,7 +37,7 @@ def recognise(graph: Graph) -> Graph:
   broadcast to the shape of the result.
 
   Args:
-    graph: as `graph.trace` returns it.
+    graph: as `tracing.trace` returns it.
 
   Returns:
     A graph without unused equations. Values that are in both have the same number.

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
-from rkd_jax.bounds import interval, linear, relaxations
+from rkd_jax.bounds import ascent, interval, linear, relaxations
 from rkd_jax.bounds.exact import exact_values
 from rkd_jax.bounds.graph import Graph
 from rkd_jax.bounds.linear import Facts
@@ -25,17 +26,15 @@ class State(NamedTuple):
   Attributes:
     bounds: value -> (lower, upper).
     facts: the lines and constants that the backward walk uses.
-    tightened: values whose bounds come from a backward walk.
   """
 
   bounds: dict[int, tuple[jax.Array, jax.Array]]
   facts: Facts
-  tightened: tuple[int, ...] = ()
 
 
 def propagate(graph: Graph, ball: InputSet, *, tighten: bool,
-              choices: dict[int, Any] | None = None,
-              known: dict[int, Any] | None = None, chunk: int = CHUNK) -> State:
+              chunk: int = CHUNK, steps: int = 0,
+              optimizer: optax.GradientTransformation | None = None) -> State:
   """Bounds of all values, in order.
 
   Args:
@@ -43,16 +42,14 @@ def propagate(graph: Graph, ball: InputSet, *, tighten: bool,
     ball: the inputs, with batch axis.
     tighten: intersects the bounds of what enters a nonlinear equation with those of
       a backward walk; only entries for which it can matter are walked.
-    choices: tightened value -> (value -> free parameters of its lines) of the walk
-      that tightens it, each [B, 2, *shape]: for the lower bounds and for the upper.
-    known: value -> (lower, upper) [B, *shape] to intersect with, known before.
     chunk: numbers in the largest array of coefficients at a time.
+    steps: of ascent on the lines behind each bound that is tightened.
+    optimizer: of these, see `ascent.ascend`.
   """
   low, high = ball.hull()
   state = State({0: (low[:, None], high[:, None])}, Facts({}, {}))
   exact = exact_values(graph) if tighten and isinstance(ball, Box) else frozenset()
-  tightened, done = [], set(exact)
-  known, choices = known or {}, choices or {}
+  done = set(exact)
   for node in graph.nodes:
     if not node.linear:
       for position, i in enumerate(node.operands):
@@ -60,21 +57,13 @@ def propagate(graph: Graph, ball: InputSet, *, tighten: bool,
           operands = [state.bounds[j] for j in node.operands]
           wanted = jax.vmap(relaxations.rule(node).unstable)(*operands)[position]
           state.bounds[i] = _tighten(
-              graph, ball, state, i, wanted, choices.get(i, {}), chunk)
+              graph, ball, state, i, wanted, chunk, steps, optimizer)
           done.add(i)
-          tightened.append(i)
     operands = [state.bounds[i] for i in node.operands]
-    state.bounds[node.out] = _intersect(
-        jax.vmap(lambda *b, node=node: interval.interval(node, graph, b))(*operands),
-        known.get(node.out))
+    state.bounds[node.out] = jax.vmap(
+        lambda *b, node=node: interval.interval(node, graph, b))(*operands)
     _learn(graph, node, state)
-  return state._replace(tightened=tuple(tightened))
-
-
-def _intersect(bounds, known):
-  if known is None:
-    return bounds
-  return jnp.maximum(bounds[0], known[0]), jnp.minimum(bounds[1], known[1])
+  return state
 
 
 def _learn(graph, node, state):
@@ -100,8 +89,7 @@ def segment(graph: Graph, value: int) -> dict[int, jax.Array] | None:
   equations, the input, and what is read several times. None if it would be large.
   """
   size = math.prod(graph.shapes[value])
-  linear_values = {node.out for node in graph.nodes if node.linear}
-  if value not in linear_values:
+  if value not in graph.linear:
     return None
   sources, reached = set(), {value}
   for node in reversed(graph.nodes):
@@ -116,7 +104,7 @@ def segment(graph: Graph, value: int) -> dict[int, jax.Array] | None:
   return rows
 
 
-def _tighten(graph, ball, state, value, wanted, choices, chunk):
+def _tighten(graph, ball, state, value, wanted, chunk, steps, optimizer):
   """The bounds of a value, intersected with those of a backward walk.
 
   Rows are walked in chunks, for each example those that are wanted first; a chunk in
@@ -127,6 +115,8 @@ def _tighten(graph, ball, state, value, wanted, choices, chunk):
   order = jnp.argsort(~wanted.reshape(batch, size), axis=1)
   most = jnp.max(jnp.sum(wanted.reshape(batch, size), axis=1))
   widest = max(math.prod(s) for s in graph.shapes.values())
+  if steps:  # Lines of its own for each row, their gradient and two moments.
+    widest = 4 * (widest + sum(math.prod(n.shape) for n in graph.nodes if not n.linear))
   length = min(size, max(1, chunk // (2 * batch * widest)))
   count = -(-size // length)
   order = jnp.pad(order, ((0, 0), (0, count * length - size)), mode='edge')
@@ -135,9 +125,8 @@ def _tighten(graph, ball, state, value, wanted, choices, chunk):
 
   def walk(bounds, start):
     index = lax.dynamic_slice_in_dim(order, start, length, axis=1)
-    found = jax.vmap(lambda index, state, ball, choices: _entries(
-        graph, value, matrices, index, state, ball, choices))(
-            index, State(state.bounds, state.facts), ball, choices)
+    found = jax.vmap(lambda *one: _entries(
+        graph, value, matrices, steps, optimizer, *one))(index, state, ball)
     return (bounds[0].at[every, index].max(found[0]),
             bounds[1].at[every, index].min(found[1]))
 
@@ -149,11 +138,8 @@ def _tighten(graph, ball, state, value, wanted, choices, chunk):
   return flat[0].reshape(low.shape), flat[1].reshape(low.shape)
 
 
-def _entries(graph, value, matrices, index, state, ball, choices):
+def _entries(graph, value, matrices, steps, optimizer, index, state, ball):
   """(lower, upper) of the entries `index` [k] of a value, for one example."""
-  for_rows = jax.tree.map(
-      lambda c: jnp.repeat(c, len(index), axis=0), choices)
-  facts = chosen(graph, state, for_rows)
   constant = 0.0
   if matrices is None:
     size = math.prod(graph.shapes[value])
@@ -161,12 +147,18 @@ def _entries(graph, value, matrices, index, state, ball, choices):
         -1, *graph.shapes[value])}
   else:
     rows = {i: m[index] for i, m in matrices.items()}
-    if value in facts.offsets:
-      low, high = (o.reshape(-1)[index] for o in facts.offsets[value])
+    if value in state.facts.offsets:
+      low, high = (o.reshape(-1)[index] for o in state.facts.offsets[value])
       constant = jnp.concatenate([low, -high])
   rows = {i: jnp.concatenate([r, -r]) for i, r in rows.items()}
-  bound = minimum(graph, rows, facts, ball) + constant
-  low, high = jnp.split(bound, 2)
+
+  def bound(choices):
+    return minimum(graph, rows, chosen(graph, state, choices), ball) + constant
+
+  choices = (ascent.starts(graph, state.bounds, 2 * len(index), before=value)
+             if steps else {})
+  found = ascent.ascend(bound, choices, steps, optimizer)[0] if choices else bound({})
+  low, high = jnp.split(found, 2)
   return low, -high
 
 
@@ -186,10 +178,10 @@ def chosen(graph: Graph, state: State, choices: dict[int, Any]) -> Facts:
   return Facts(offsets, slopes)
 
 
-def minimum(graph: Graph, start: linear.Rows, facts: Facts, ball: InputSet,
-            extra: linear.Rows | None = None) -> jax.Array:
+def minimum(graph: Graph, start: linear.Rows, facts: Facts,
+            ball: InputSet) -> jax.Array:
   """Lower bound of the function that rows stand for, over the set: [R]; one example."""
-  rows, constant = linear.backward(graph, start, facts, extra=extra)
+  rows, constant = linear.backward(graph, start, facts)
   bound = constant + ball.minimum(rows[0][:, 0])
   # NaN comes of infinite bounds before: then nothing is known.
   return jnp.where(jnp.isnan(bound), -jnp.inf, bound)

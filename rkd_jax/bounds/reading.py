@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 import jax
 
-from rkd_jax.bounds.graph import Graph, trace
+from rkd_jax.bounds.graph import Graph
 from rkd_jax.bounds.patterns import recognise
 from rkd_jax.bounds.sets import InputSet
+from rkd_jax.bounds.tracing import trace
 
 
 def read(fn: Callable[[jax.Array], jax.Array], ball: InputSet) -> Graph:
   """The graph of `fn` for inputs like those of `ball`, known functions recognised.
 
   Raises:
-    As `graph.trace`.
+    As `tracing.trace`.
   """
   return recognise(trace(fn, ball.shape, ball.dtype))

@@ -134,9 +134,10 @@ def rule(node: Node) -> Rule:
   """
   if len(node.operands) == 1:
     if node.name in _REDUCTIONS:
-      return _reduction(node)
+      return _over(node, _REDUCTIONS, Reduced, tuple(node.params['axes']))
     if node.name in _MIXING and len(node.params['axes']) == 1:
-      return _mixing(node)
+      axis = node.params['axes'][0] % len(node.shape)
+      return _over(node, _MIXING, Matrix, axis)
     found = _of_one(node)
     if found is not None:
       return found
@@ -187,13 +188,14 @@ def _kinked(function: Any, kink, above: bool) -> Rule:
               lambda bounds: [(bounds[0] < kink) & (kink < bounds[1])], start)
 
 
-def _smooth(function: Any) -> Rule:
-  def start(bounds):
-    half = jnp.full_like(bounds[0], 0.5)
-    return half, half
+def _halfway(*bounds):
+  half = jnp.full_like(bounds[0][0], 0.5)
+  return half, half
 
+
+def _smooth(function: Any) -> Rule:
   return Rule(lambda bounds: function.interval(*bounds), _lines(function),
-              lambda bounds: [bounds[0] < bounds[1]], start)
+              lambda bounds: [bounds[0] < bounds[1]], _halfway)
 
 
 def _of_two(function: Any) -> Rule:
@@ -202,12 +204,8 @@ def _of_two(function: Any) -> Rule:
     return (Diagonal(found.lower_slopes, found.upper_slopes),
             (found.lower_offset, found.upper_offset))
 
-  def start(first, second):
-    half = jnp.full_like(first[0], 0.5)
-    return half, half
-
   return Rule(lambda first, second: function.interval(*first, *second), lines,
-              lambda *bounds: [low < high for low, high in bounds], start)
+              lambda *bounds: [low < high for low, high in bounds], _halfway)
 
 
 _REDUCTIONS = {
@@ -220,29 +218,14 @@ _MIXING = {'softmax': (softmax.softmax_interval, softmax.softmax_lines),
            'log_softmax': (softmax.log_softmax_interval, softmax.log_softmax_lines)}
 
 
-def _reduction(node: Node) -> Rule:
-  interval, reduce_lines = _REDUCTIONS[node.name]
-  axes = tuple(node.params['axes'])
+def _over(node: Node, functions, slopes_of, axes) -> Rule:
+  """A function of all entries along `axes`; its lines have no free choice."""
+  interval, lines_of = functions[node.name]
 
   def lines(bounds, choice=None):
-    del choice  # None is free.
-    found = reduce_lines(*bounds, axes)
-    return (Reduced(found.lower_slope, found.upper_slope, axes),
-            (found.lower_offset, found.upper_offset))
+    del choice
+    below, low, above, high = lines_of(*bounds, axes)
+    return slopes_of(below, above, axes), (low, high)
 
   return Rule(lambda bounds: interval(*bounds, axes), lines,
-              lambda bounds: [bounds[0] < bounds[1]], lambda bounds: (None, None))
-
-
-def _mixing(node: Node) -> Rule:
-  interval, matrix_lines = _MIXING[node.name]
-  axis = node.params['axes'][0] % len(node.shape)
-
-  def lines(bounds, choice=None):
-    del choice  # None is free.
-    found = matrix_lines(*bounds, axis)
-    return (Matrix(found.lower_slopes, found.upper_slopes, axis),
-            (found.lower_offset, found.upper_offset))
-
-  return Rule(lambda bounds: interval(*bounds, axis), lines,
               lambda bounds: [bounds[0] < bounds[1]], lambda bounds: (None, None))

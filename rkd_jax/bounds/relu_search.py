@@ -1,35 +1,21 @@
 """Branch and bound on the ReLUs of one example."""
 
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax.bounds import alpha, falsify, leaf, subproblems
+from rkd_jax.bounds.child import Child
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.bounds.crown import Spec, output_rows
 from rkd_jax.bounds.graph import Graph
-from rkd_jax.bounds.propagation import State, propagate
+from rkd_jax.bounds.propagation import propagate
 from rkd_jax.bounds.sets import Box, InputSet
 from rkd_jax.bounds.subproblems import Subproblems
 
 _RATE = 0.3  # Of Adam, for slopes and multipliers: few steps, many subproblems.
-
-
-class Child(NamedTuple):
-  """What splitting yields.
-
-  Attributes:
-    lower: what is proved about it.
-    problem: to be split on; None if there is nothing left to split.
-    point: an input that may be a counterexample, or None.
-  """
-
-  lower: float
-  problem: Subproblems | None
-  point: np.ndarray | None
 
 
 class ReluSearch:
@@ -110,16 +96,10 @@ class ReluSearch:
 
 def root(graph: Graph, ball: InputSet, spec: Spec, steps: int):
   """(state, subproblems without decisions: one a row) of one example."""
-  state = propagate(graph, ball, tighten=True)
+  state = propagate(graph, ball, tighten=True, steps=steps)
   rows = output_rows(graph, spec, upper=False)
-  found = alpha.ascend(graph, state, ball, rows, False, steps=steps, intermediate=True)
-  known = {}
-  for value in state.tightened:
-    (low, high), (tight_low, tight_high) = state.bounds[value], found.known[value]
-    known[value] = jnp.maximum(low, tight_low), jnp.minimum(high, tight_high)
-  state = propagate(graph, ball, tighten=False, known=known)
-  state, choices, lower = jax.tree.map(
-      lambda a: a[0], (State(state.bounds, state.facts), found.choices, found.best))
+  lower, choices = alpha.optimise(graph, state, ball, rows, False, steps=steps)
+  state, choices, lower = jax.tree.map(lambda a: a[0], (state, choices, lower))
   slopes = jax.vmap(lambda c: subproblems.gather(
       graph, {out: below for out, (below, _) in c.items()}))(choices)
   matrix, constant = (a[0].astype(graph.dtype) for a in spec)

@@ -9,13 +9,13 @@ from flax import nnx
 from jax import lax
 
 from rkd_jax import bounds
-from rkd_jax.bounds import graph
+from rkd_jax.bounds import tracing
 from rkd_jax.errors import ConfigError, UnsupportedPrimitiveError
 
 
 def check(fn, shape=(3, 5)):
   """The graph, after comparing it with the function."""
-  traced = graph.trace(fn, shape, jnp.float32)
+  traced = tracing.trace(fn, shape, jnp.float32)
   x = jax.random.normal(jax.random.key(0), shape)
   found = jax.vmap(lambda x: traced.evaluate(x[None])[0])(x)
   np.testing.assert_allclose(found, fn(x), rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rkd_jax import bounds
-from rkd_jax.bounds import graph
+from rkd_jax.bounds import tracing
 from rkd_jax.models import registry
 from rkd_jax.models.network import Network
 
@@ -61,7 +61,7 @@ def exact(fn, variables, ball):
   share[10:] = np.round(share[10:])
   x = low + share * (high - low)
   with jax.enable_x64(True):
-    traced = graph.trace(functools.partial(fn, variables), low.shape, jnp.float64)
+    traced = tracing.trace(functools.partial(fn, variables), low.shape, jnp.float64)
     evaluate = jax.jit(jax.vmap(jax.vmap(lambda x: traced.evaluate(x[None])[0])))
     return np.asarray(evaluate(jnp.asarray(x)))
 

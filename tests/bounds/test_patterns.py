@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rkd_jax.bounds import graph
+from rkd_jax.bounds import tracing
 from rkd_jax.bounds.patterns import recognise
 from rkd_jax.models import conv, registry
 from rkd_jax.models.network import Network
@@ -24,7 +24,7 @@ PREDICATES = {'select_n', 'not', 'and', 'or'}  # These read truth values.
 
 def rewritten(fn, shape=FLAT):
   """(old, new) graph; checks that both are the function, under jit and vmap."""
-  old = graph.trace(fn, shape, jnp.float32)
+  old = tracing.trace(fn, shape, jnp.float32)
   new = recognise(old)
   x = 3 * jax.random.normal(jax.random.key(0), (20, 1, *shape[1:]))
   want = jax.vmap(fn)(x)
@@ -260,7 +260,7 @@ def test_products_of_bounded_arrays():
                                       'reduce_sum']
   assert names(lambda x: jnp.einsum('bi,bi->b', x, x)[:, None]) == ['square',
                                                                     'reduce_sum']
-  big = graph.trace(lambda x: (x.reshape(-1, 50, 50) @ x.reshape(-1, 50, 50)).reshape(
+  big = tracing.trace(lambda x: (x.reshape(-1, 50, 50) @ x.reshape(-1, 50, 50)).reshape(
       len(x), -1), (1, 2500), jnp.float32)
   assert 'dot_general' in [n.name for n in recognise(big).nodes]
 
@@ -282,7 +282,7 @@ def test_constants_that_are_being_traced():
            'logsumexp': lambda x: jax.nn.logsumexp(x, **KEEP)}
     results = []
     for name, fn in fns.items():
-      g = recognise(graph.trace(fn, FLAT, jnp.float32))
+      g = recognise(tracing.trace(fn, FLAT, jnp.float32))
       seen[name] = [n.name for n in g.nodes if n.name not in MOVES]
       results.append(g.evaluate(x) - fn(x))
     return results
@@ -303,7 +303,7 @@ def test_networks(name, shape, pools):
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
       lambda a: jnp.asarray(rng.uniform(0, .1, a.shape), a.dtype), zeros)
-  old = graph.trace(lambda x: network.predict(variables, x), (1, *shape), jnp.float32)
+  old = tracing.trace(lambda x: network.predict(variables, x), (1, *shape), jnp.float32)
   new = recognise(old)
   found = [n.name for n in new.nodes]
   pooled = [n for n in new.nodes if n.name == 'reduce_max']
