@@ -17,8 +17,9 @@ def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: i
            restarts: int) -> tuple[jax.Array, jax.Array]:
   """Points of the set where the least row of the specification is small.
 
-  Descent by the gradient's sign on each row of its own, from random points of the
-  hull moved into the set, with steps from a quarter of its width down to a hundredth.
+  Descent by the gradient's sign on each row of its own, from the middle of the hull and
+  random points of it moved into the set, with steps from a quarter of its width down
+  to a hundredth.
 
   Args:
     graph: of the function.
@@ -45,6 +46,7 @@ def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: i
       return jax.vmap(jax.vmap(ball.project))(x - length * width * jnp.sign(direction))
 
     noise = jax.random.uniform(key, (rows, restarts, low.size), low.dtype)
+    noise = noise.at[:, 0].set(0.5)
     x = low + noise.reshape(rows, restarts, *low.shape) * width
     x = lax.fori_loop(0, steps, move, jax.vmap(jax.vmap(ball.project))(x))
     x = x.reshape(-1, *low.shape)

@@ -25,8 +25,7 @@ class ReluSearch:
                root_steps: int):
     self.graph, self.compiled, self.batch = graph, compiled, batch
     self.steps, self.root_steps = steps, root_steps
-    nonlinear = sum(not node.linear for node in graph.nodes)
-    self.relus_only = nonlinear == len(subproblems.relu_nodes(graph))
+    self.relus_only = subproblems.relus_only(graph)
 
   def start(self, ball: InputSet, spec: Spec) -> tuple[list[Child], float]:
     """One subproblem without decisions for each row; (children, seconds)."""
@@ -62,7 +61,7 @@ class ReluSearch:
   def _expand(self, state, ball, parents):
     graph = self.graph
     halves = subproblems.split(graph, state, ball, parents)
-    halves = subproblems.tighten(graph, state, ball, halves, steps=self.steps,
+    halves, _ = subproblems.tighten(graph, state, ball, halves, steps=self.steps,
                                  rate=_RATE, multiplier_rate=_RATE)
     _, rows = subproblems.bound(graph, state, ball, halves)
     points = jax.vmap(ball.minimizer)(rows)
@@ -74,14 +73,11 @@ class ReluSearch:
     """A subproblem without undecided neurons: by its linear program."""
     start, point, lower = time.monotonic(), None, float(problem.lower)
     if self.relus_only and isinstance(self.ball, Box):
-      low = subproblems.gather(self.graph, {
-          node.out: self.state.bounds[node.operands[0]][0]
-          for node in subproblems.relu_nodes(self.graph)})
-      active = np.where(problem.signs == 0, np.asarray(low) >= 0, problem.signs > 0)
+      active = leaf.sides(self.graph, self.state, problem)
       derived = lambda active, x: self.compiled('leaf', self._derived, active, x)[0]
-      point, multipliers = leaf.solve(derived, problem, active,
-                                      np.asarray(self.ball.lower),
-                                      np.asarray(self.ball.upper))
+      point, multipliers, _ = leaf.solve(derived, problem, active,
+                                         np.asarray(self.ball.lower),
+                                         np.asarray(self.ball.upper))
       trial = problem._replace(multipliers=multipliers.astype(self.graph.dtype))
       (found, _), _ = self.compiled(
           'proof', lambda state, ball, p: subproblems.bound(self.graph, state, ball, p),

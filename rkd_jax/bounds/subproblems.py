@@ -6,7 +6,8 @@ multipliers and any lines the result is a lower bound on the subproblem's region
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,11 @@ def relu_nodes(graph: Graph) -> list[Node]:
   return [node for node in graph.nodes
           if node.name == 'max' and len(node.operands) == 1
           and zero(node.constants[0])]
+
+
+def relus_only(graph: Graph) -> bool:
+  """Whether every nonlinear equation is a ReLU."""
+  return len(relu_nodes(graph)) == sum(not node.linear for node in graph.nodes)
 
 
 def neurons(graph: Graph) -> int:
@@ -126,8 +132,10 @@ def add(low: jax.Array, constant: jax.Array) -> jax.Array:
 
 
 def tighten(graph: Graph, state: State, ball, problems: Subproblems, *, steps: int,
-            rate: float, multiplier_rate: float) -> Subproblems:
-  """Optimises lines and multipliers; stops early when all are proved.
+            rate: float, multiplier_rate: float, goal=0.0, cuts: Any = (),
+            cut: Callable[[Subproblems, Any], Subproblems] = lambda problems, _: problems
+            ) -> tuple[Subproblems, Any]:
+  """Optimises lines and multipliers; stops early when all bounds are above the goal.
 
   Args:
     graph, state, ball: of one example, without batch axis.
@@ -135,13 +143,21 @@ def tighten(graph: Graph, state: State, ball, problems: Subproblems, *, steps: i
     steps: of Adam, at most.
     rate: learning rate of the slopes.
     multiplier_rate: that of the multipliers, in units of the function's own.
+    goal: of the bounds; may be traced.
+    cuts: further multipliers >= 0 to optimise, [D, ...] each.
+    cut: (problems, cuts) -> the problems whose bound is one of `problems`, for any
+      cuts >= 0.
+
+  Returns:
+    (problems with the best bound of each, the cuts behind it).
   """
   optimizer = optax.multi_transform(
       {'slopes': optax.adam(rate), 'multipliers': optax.adam(multiplier_rate)},
-      {'slopes': 'slopes', 'multipliers': 'multipliers'})
+      {'slopes': 'slopes', 'multipliers': 'multipliers', 'cuts': 'multipliers'})
 
   def value(params):
-    low, _ = bound(graph, state, ball, problems._replace(**params))
+    given = {k: v for k, v in params.items() if k != 'cuts'}
+    low, _ = bound(graph, state, ball, cut(problems._replace(**given), params['cuts']))
     return -jnp.sum(low), low
 
   def step(carry):
@@ -151,24 +167,24 @@ def tighten(graph: Graph, state: State, ball, problems: Subproblems, *, steps: i
     updates, moments = optimizer.update(gradient, moments, params)
     params = optax.apply_updates(params, updates)
     params = {'slopes': jnp.clip(params['slopes'], 0, 1),
-              'multipliers': jnp.maximum(params['multipliers'], 0)}
+              **jax.tree.map(lambda m: jnp.maximum(m, 0),
+                             {k: params[k] for k in ('multipliers', 'cuts')})}
     return count + 1, params, moments, best
 
-  params = {'slopes': problems.slopes, 'multipliers': problems.multipliers}
-  first = problems._replace(lower=jnp.full_like(problems.lower, -jnp.inf))
+  params = {'slopes': problems.slopes, 'multipliers': problems.multipliers, 'cuts': cuts}
+  first = jnp.full_like(problems.lower, -jnp.inf), params
   _, params, _, best = lax.while_loop(
-      lambda carry: (carry[0] < steps) & jnp.any(carry[3].lower <= 0), step,
+      lambda carry: (carry[0] < steps) & jnp.any(carry[3][0] <= goal), step,
       (0, params, optimizer.init(params), first))
-  best = _better(best, params, value(params)[1])
-  return best._replace(lower=jnp.maximum(best.lower, problems.lower))
+  lower, best = _better(best, params, value(params)[1])
+  cuts = best.pop('cuts')
+  return problems._replace(**best, lower=jnp.maximum(lower, problems.lower)), cuts
 
 
 def _better(best, params, low):
-  won = (low > best.lower)[:, None]
-  return best._replace(
-      lower=jnp.maximum(low, best.lower),
-      slopes=jnp.where(won, params['slopes'], best.slopes),
-      multipliers=jnp.where(won, params['multipliers'], best.multipliers))
+  won = low > best[0]
+  keep = lambda new, old: jnp.where(won.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+  return jnp.maximum(low, best[0]), jax.tree.map(keep, params, best[1])
 
 
 def split(graph: Graph, state: State, ball, problems: Subproblems) -> Subproblems:

@@ -7,7 +7,9 @@ from rkd_jax.distill import (
     ard,
     b_mtard,
     certified,
+    cfd,
     ciard,
+    fd,
     mtard,
     pgd_at,
     rslad,
@@ -23,7 +25,7 @@ from rkd_jax.errors import unknown_name
 METHODS = {
     module.__name__.rsplit('.', 1)[-1]: module
     for module in (standard, pgd_at, trades, certified, sd, ard, rslad, mtard,
-                   b_mtard, ciard)
+                   b_mtard, ciard, fd, cfd)
 }
 
 __all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',

@@ -37,10 +37,10 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
     start: `UNIFORM` or `NEARBY`.
 
   Returns:
-    `adversary(student, batch, objective='ce') -> float32[B, H, W, C]`: images
-    in the threat's ball around `batch.image` that maximise the objective (see
-    `attacks.pgd`) of the student in evaluation mode. No gradient flows through
-    them.
+    `adversary(student, batch, objective='ce', teacher=None) -> float32[B, H, W, C]`:
+    images in the threat's ball around `batch.image` that maximise the objective (see
+    `attacks.pgd`) of the student's logits in evaluation mode; with a teacher, of the
+    pair (student's logits, teacher's logits). No gradient flows through them.
 
   Raises:
     ConfigError: unknown key, or a value out of its range.
@@ -49,13 +49,15 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
   if epochs < 1:
     raise ConfigError(f'epochs must be >= 1, got {epochs}')
 
-  def adversary(student, batch: Batch, objective='ce'):
+  def adversary(student, batch: Batch, objective='ce', teacher=None):
     eps, step_size = threat['eps'], threat['step_size']
     if threat['eps_warmup']:
       grown = eps_share(threat, epochs, batch.epoch + 1)
       eps, step_size = eps * grown, step_size * grown
+    predict = student.frozen().predict
+    fn = predict if teacher is None else lambda x: (predict(x), teacher.predict(x))
     return attacks.pgd(
-        student.frozen().predict, batch.image, batch.label, key=batch.key,
+        fn, batch.image, batch.label, key=batch.key,
         norm=threat['norm'], eps=eps, step_size=step_size,
         steps=threat['steps'], objective=objective, **start)
 

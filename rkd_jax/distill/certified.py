@@ -20,7 +20,11 @@ DEFAULTS = {
 BOUNDS = ('ibp', 'crown_ibp')
 INITS = ('ibp', 'network')
 RAMPS = ('linear', 'smooth')
-_BALLS = {'linf': bounds.linf_ball, 'l2': bounds.l2_ball}
+BALLS = {'linf': bounds.linf_ball, 'l2': bounds.l2_ball}
+NO_BATCH_NORM = (
+    'bounds the network in evaluation mode, where the statistics of BatchNorm are '
+    'constants that it cannot train; use a network without it, such as cnn_16_32 or '
+    'mlp_256_256')
 _TURN, _POWER = 0.25, 4  # Of the smooth ramp, as in auto_LiRPA.
 
 
@@ -115,10 +119,7 @@ def mixed_margins(fn, ball, spec, *, bound: str, beta) -> jax.Array:
 def _init(settings):
   def init_student(key, variables):
     if jax.tree.leaves(variables['batch_stats']):
-      raise ConfigError(
-          'certified training bounds the network in evaluation mode, so the running '
-          'statistics of BatchNorm would never move; use a network without it, such '
-          'as cnn_16_32 or mlp_256_256')
+      raise ConfigError('certified training ' + NO_BATCH_NORM)
     if settings['init'] == 'ibp':
       return {**variables, 'params': ibp_warmup.init(key, variables['params'])}
     return variables
@@ -137,7 +138,7 @@ def _objective(settings, threat, share_at):
       kappa = settings['kappa_start'] + share * (kappa - settings['kappa_start'])
       beta = 1 + share * (beta - 1)
     eps = jnp.float32(threat['eps']) * (1.0 if share is None else share)
-    ball = _BALLS[threat['norm']](batch.image, eps, lower=0.0, upper=1.0)
+    ball = BALLS[threat['norm']](batch.image, eps, lower=0.0, upper=1.0)
     logits = student.predict(batch.image)
     margins = mixed_margins(
         student.predict, ball, bounds.margins(batch.label, logits.shape[1]),

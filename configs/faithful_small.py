@@ -1,0 +1,67 @@
+"""Faithful students: do they say what the robust teacher says, provably?
+
+Command:  rkd compare --config configs/faithful_small.py:mnist_mlp --workdir runs/fd_mnist
+          rkd certify --workdir runs/fd_mnist --eps 0.05,0.1 --examples 200
+Cost:     see docs/faithfulness.md.
+Expected: the tables in docs/faithfulness.md.
+
+Three seeds. The teacher is robust (PGD-AT); the students have half its width, learn
+from it alone and share one recipe. FD and CFD see no label.
+
+Variants: DATA_NETWORK with DATA one of mnist (eps 0.1), fashion_mnist (eps 0.1) and
+cifar10 (eps 2/255), NETWORK one of mlp (784-256-256-10, students 128-128) and cnn
+(cnn_16_32, students cnn_8_16). `_standard` after it: a teacher that is not robust;
+`_sweep`: FD at other temperatures and learning rates. `smoke`: does it run?
+"""
+
+import ml_collections
+
+DATA = {'mnist': 0.1, 'fashion_mnist': 0.1, 'cifar10': 2 / 255}
+NETWORKS = {'mlp': ('mlp_256_256', 'mlp_128_128'), 'cnn': ('cnn_16_32', 'cnn_8_16')}
+VARIANTS = tuple(f'{data}_{network}{suffix}' for data in DATA for network in NETWORKS
+                 for suffix in ('', '_standard', '_sweep')) + ('smoke',)
+
+
+def get_config(variant=''):
+  """What differs from the defaults."""
+  smoke = variant == 'smoke'
+  if smoke or not variant:
+    variant = 'mnist_mlp'
+  sweep, standard = variant.endswith('_sweep'), variant.endswith('_standard')
+  data, network = variant.removesuffix('_sweep').removesuffix('_standard').rsplit('_', 1)
+  teacher, student = NETWORKS[network]
+  config = ml_collections.ConfigDict({
+      'model': student,
+      'data': {'name': data, 'train_examples': 20_000, 'test_examples': 2_000},
+      'attack': {'eps': DATA[data], 'step_size': DATA[data] / 4, 'eps_warmup': 0.5},
+      'optimizer': {'learning_rate': 0.05, 'clip_norm': 1.0},
+      'schedule': {'warmup': 0.1},
+      'train': {'epochs': 10, 'checkpoint_every': 5},
+      'validation': {'every': 5, 'examples': 500},
+      'evaluation': {'attacks': ('clean', 'pgd20'), 'batch_size': 500},
+      'teachers': {'robust': {'overrides': {
+          'method': 'standard' if standard else 'pgd_at', 'model': teacher}}},
+      'compare': {'seeds': (0, 1, 2), 'students': SWEEP if sweep else STUDENTS},
+  })
+  if smoke:
+    config.data.update({'train_examples': 512, 'test_examples': 64})
+    config.attack.steps = 2
+    config.train.epochs = 2
+    config.validation = {'every': 2, 'examples': 64}
+    config.compare.seeds = (0,)
+  return config
+
+
+STUDENTS = (
+    ('SD', {'method': 'sd'}),
+    # Its loss has no scale; ten times the learning rate does the same.
+    ('ARD', {'method': 'ard', 'optimizer': {'learning_rate': 0.5}}),
+    ('RSLAD', {'method': 'rslad', 'rslad': {'kl_scale': 10.0}}),
+    ('FD', {'method': 'fd'}),
+    ('CFD', {'method': 'cfd'}),
+)
+SWEEP = tuple(
+    (f'FD, T = {t}, rate {rate}', {
+        'method': 'fd', 'fd': {'temperature': float(t)},
+        'optimizer': {'learning_rate': rate}})
+    for t in (1, 2, 4) for rate in (0.02, 0.05, 0.2))
