@@ -56,6 +56,23 @@ def _parser() -> argparse.ArgumentParser:
       'tabulate them, or continue', config=True, workdir='')
   add('evaluate', _evaluate, 'attack the student of a finished run again, with '
       'other evaluation settings', workdir='')
+  certify = add('certify', _certify, 'bound how far the student of a finished run, or '
+                'those of a comparison, can be from the teacher, or continue', workdir='')
+  certify.add_argument('--eps', default='0.05', metavar='E[,E...]',
+                       help='radii, in pixel units (default: 0.05)')
+  certify.add_argument('--examples', type=int, default=100, metavar='N',
+                       help='test examples that the teacher gets right (default: 100)')
+  certify.add_argument('--method', default='crown',
+                       help='margins, crown_ibp, crown (default), alpha_crown, best, '
+                       'branch_and_bound or milp')
+  certify.add_argument('--timeout', type=float, default=60.0, metavar='S',
+                       help='seconds an example, for the last two (default: 60)')
+  certify.add_argument('--teacher', default='', metavar='NAME',
+                       help="'clean' or 'robust', where the run had both")
+  certify.add_argument('--teacher-weights', default='', metavar='FILE',
+                       help='another teacher: a safetensors file')
+  certify.add_argument('--teacher-model', default='', metavar='MODEL',
+                       help='its name, see `rkd list`')
   add('list', _list, 'models, methods, attacks and data sets')
   return parser
 
@@ -99,6 +116,27 @@ def _evaluate(arguments, rest):
   configuration.apply_flags(config, rest)
   results = experiment.evaluate(config, arguments.workdir)
   print(tables.plain(experiment.table(results)))
+
+
+def _certify(arguments, rest):
+  from rkd_jax import certification
+  from rkd_jax.evaluation import tables
+  _no_more(rest)
+  try:
+    eps = tuple(float(text) for text in arguments.eps.split(','))
+  except ValueError:
+    raise errors.ConfigError(f'--eps must be numbers, such as 0.01,0.05; got '
+                             f'{arguments.eps!r}') from None
+  settings = certification.Settings(
+      eps=eps, examples=arguments.examples, method=arguments.method,
+      timeout_s=arguments.timeout)
+  content = certification.run(
+      arguments.workdir, settings, teacher=arguments.teacher,
+      teacher_weights=arguments.teacher_weights, teacher_model=arguments.teacher_model)
+  print(tables.plain(content['rows']))
+  workdir = pathlib.Path(arguments.workdir)
+  print(f'table:  {workdir / certification.TABLE}')
+  print(f'figure: {workdir / "figures" / "faithfulness.png"}')
 
 
 def _quickstart(arguments, rest):

@@ -113,16 +113,19 @@ def _folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
   return workdir / 'teachers' / name
 
 
+def restore_teacher(config, workdir: pathlib.Path, dataset, name: str) -> Teacher:
+  """The teacher `config.teachers[name]` as it was before the student was trained."""
+  spec = configuration.ConfigDict(config.teachers[name])
+  if spec.overrides:
+    spec.run = str(_folder(workdir, name))
+  spec.run = spec.run.replace(configuration.WORKDIR, str(workdir))
+  return restore(name, spec, dataset, dtype=config.dtype)
+
+
 def _restore(config, workdir, dataset) -> dict[str, Teacher]:
   """The teachers by role, those trained for this experiment among them."""
-  found = {}
-  for role, name in teacher_names(config).items():
-    spec = configuration.ConfigDict(config.teachers[name])
-    if spec.overrides:
-      spec.run = str(_folder(workdir, name))
-    spec.run = spec.run.replace(configuration.WORKDIR, str(workdir))
-    found[role] = restore(name, spec, dataset, dtype=config.dtype)
-  return found
+  return {role: restore_teacher(config, workdir, dataset, name)
+          for role, name in teacher_names(config).items()}
 
 
 def cost(config: Any) -> int:

@@ -9,6 +9,7 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import hypothesis
+import jax
 import pytest
 
 # The same examples in every run.
@@ -33,3 +34,11 @@ def cache_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp('cache')
   os.environ['RKD_CACHE_DIR'] = str(path)
   return path
+
+
+@pytest.fixture
+def quick_compilation():
+  """Compiles without optimisation: for programs that are large and run once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

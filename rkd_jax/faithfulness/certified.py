@@ -59,19 +59,28 @@ def faith_ub(teacher: Classifier, student: Classifier, ball: InputSet, *,
   """
   if method not in METHODS:
     raise unknown_name('method of faith_ub', method, METHODS)
-  size = pair.num_classes(teacher, student, ball)
   if method in SEARCHES:
     return SEARCHES[method](teacher, student, ball, classes=classes, **options).upper
+  return jnp.max(each_class(teacher, student, ball, method=method, classes=classes,
+                            **options), axis=1)
+
+
+def each_class(teacher: Classifier, student: Classifier, ball: InputSet, *,
+               method: str, classes: jax.Array | None = None,
+               **options: Any) -> jax.Array:
+  """Upper bounds of |p_T - p_S| of each class: float[B, K], [B, 1] with `classes`.
+
+  Arguments and errors as in `faith_ub`, for one of the methods in `PURE`.
+  """
+  size = pair.num_classes(teacher, student, ball)
   if method == 'margins':
     bound = functools.partial(bounds.crown, **options)
-    found = of_margins(teacher, student, ball, size, classes, bound)
-  elif method == 'best':
+    return of_margins(teacher, student, ball, size, classes, bound)
+  if method == 'best':
     bound = functools.partial(bounds.alpha_crown, **options)
-    found = combined(teacher, student, ball, size, classes, bound)
-  else:
-    bound = functools.partial(_JOINT[method], **options)
-    found = of_probabilities(teacher, student, ball, size, classes, bound)
-  return jnp.max(found, axis=1)
+    return combined(teacher, student, ball, size, classes, bound)
+  bound = functools.partial(_JOINT[method], **options)
+  return of_probabilities(teacher, student, ball, size, classes, bound)
 
 
 def of_probabilities(teacher, student, ball, size, classes, bound) -> jax.Array:

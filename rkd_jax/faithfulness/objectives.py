@@ -82,7 +82,8 @@ class Search:
     self.ball = jax.tree.map(lambda a: a[0], ball)
     problems = jax.tree.map(np.asarray, problems)
     one = lambda i: jax.tree.map(lambda a: a[i], problems)
-    return [Child(-float(problems.relaxed.lower[i]), one(i), None) for i in chosen], seconds
+    return [Child(-float(problems.relaxed.lower[i]), one(i), None)
+            for i in chosen], seconds
 
   def expand(self, taken: list[Problems], goal: float) -> tuple[list[Child], float]:
     """Splits up to `batch` problems; (children, seconds)."""

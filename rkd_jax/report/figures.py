@@ -40,7 +40,7 @@ def draw_run(workdir: pathlib.Path) -> pathlib.Path:
            ylabel='accuracy (%)', ylim=(0, 105))
   test.set_xticks(range(len(names)), names, rotation=30, ha='right',
                   rotation_mode='anchor')
-  return _save(figure, workdir / 'figures' / 'training.png')
+  return save(figure, workdir / 'figures' / 'training.png')
 
 
 def _lines(axes, epochs, rows, key, label, scale=1.0):
@@ -80,14 +80,15 @@ def draw_comparison(content: dict, path: pathlib.Path) -> pathlib.Path:
                  f'{len(content["seeds"])} seed(s)')
   axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), fontsize=8,
               ncols=len(columns))
-  return _save(figure, path)
+  return save(figure, path)
 
 
 def _wrap(name: str) -> str:
   return name.replace(' ', '\n', 2)
 
 
-def _save(figure, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+  """Writes a picture, making its directory; returns the path."""
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
   return path

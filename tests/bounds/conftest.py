@@ -11,14 +11,6 @@ import pytest
 _BESIDE = pathlib.Path(__file__).parents[3] / 'shared' / 'golden' / 'bounds.npz'
 
 
-@pytest.fixture
-def quick_compilation():
-  """Compiles without optimisation: for programs that are large and run once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='session')
 def golden():
   """Bounds of four small networks by auto_LiRPA 0.7.1."""

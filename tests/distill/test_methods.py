@@ -125,7 +125,7 @@ def test_every_method_keeps_the_form_of_its_memory(lab):
 def test_registry():
   assert set(distill.METHODS) == {
       'standard', 'pgd_at', 'trades', 'sd', 'ard', 'rslad', 'mtard', 'b_mtard',
-      'ciard', 'certified'}
+      'ciard', 'certified', 'fd', 'cfd'}
   for name, line in distill.describe().items():
     assert line and '\n' not in line
     for value in distill.defaults(name).values():

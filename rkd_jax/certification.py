@@ -1,0 +1,148 @@
+"""`rkd certify`: is a finished student faithful to its teacher, provably?"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from rkd_jax import config as configuration
+from rkd_jax import experiment
+from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.evaluation import tables
+from rkd_jax.report import faithfulness as figures
+from rkd_jax.report import provenance
+from rkd_jax.stages import certify as stage
+from rkd_jax.stages import teachers as teacher_stage
+from rkd_jax.stages.certify import Settings
+from rkd_jax.stages.train import weights_file
+from rkd_jax.training import parallel
+from rkd_jax.training.progress import bar as progress_bar
+
+TABLE = pathlib.Path('tables', 'faithfulness.json')
+DELTAS = (0.1, 0.5)
+
+
+def run(workdir: str | pathlib.Path, settings: Settings | None = None, *,
+        teacher: str = '', teacher_weights: str = '', teacher_model: str = '') -> dict:
+  """Certifies the student of a run, or all those of a comparison, or continues.
+
+  Args:
+    workdir: of `rkd train` or `rkd compare`, finished.
+    settings: what to certify; None: the defaults.
+    teacher: 'clean' or 'robust', where the run had both; '': robust if there is one.
+    teacher_weights, teacher_model: another teacher, a safetensors file and its name in
+      the registry.
+
+  Returns:
+    The content of `tables/faithfulness.json`: rows for each radius, and of a single run
+    the values of every example.
+
+  Raises:
+    ConfigError: no finished run, no teacher, a setting out of its range.
+    CheckpointError: weights that do not fit, or are not finite.
+    UnsupportedPrimitiveError, RkdError: see `stages.certify`.
+  """
+  settings = settings or Settings()
+  settings.check()
+  workdir = pathlib.Path(workdir)
+  config = _config(workdir)
+  given = teacher, teacher_weights, teacher_model
+  runs = _runs(config, workdir)
+  parallel.enable_compilation_cache()
+  records, curves = {}, {}
+  with progress_bar(len(runs) * len(settings.eps) * settings.examples) as progress:
+    for (name, seed), folder in runs.items():
+      progress.stage(f'certify {name}, seed {seed}')
+      found, accuracies = _one(folder, settings, given, progress)
+      for eps, values in found.items():
+        row = f'{name}, eps {eps}' if len(settings.eps) > 1 else name
+        records.setdefault(row, []).append({**accuracies, **summary(values)})
+        curves.setdefault(eps, {}).setdefault(name, values)
+      if len(runs) > 1:
+        _write(folder, config, settings, {
+            f'eps {eps}': tables.aggregate([summary(v)]) for eps, v in found.items()},
+            found)
+  rows = {row: tables.aggregate(of_seeds) for row, of_seeds in records.items()}
+  content = _write(workdir, config, settings, rows, found if len(runs) == 1 else None)
+  figures.draw(curves, settings.method,
+               workdir / 'figures' / 'faithfulness.png')
+  return content
+
+
+def summary(values: dict[str, list]) -> dict[str, float]:
+  """What the examples of one run have in common; shares and probabilities."""
+  of = {name: np.asarray(value, float) for name, value in values.items()}
+  return {
+      'EmpLB': of['lower'].mean(), 'FaithUB': of['upper'].mean(),
+      'EmpLB, predicted': of['lower_predicted'].mean(),
+      'FaithUB, predicted': of['upper_predicted'].mean(),
+      **{f'certified {delta}': np.mean(of['upper'] <= delta) for delta in DELTAS},
+      'agreement': of['agrees'].mean(), 'seen to differ': of['differs'].mean()}
+
+
+def _config(workdir):
+  path = workdir / 'config.json'
+  if not path.is_file():
+    raise ConfigError(
+        f'{workdir} holds no run (config.json is missing); --workdir is the directory '
+        'that `rkd train` or `rkd compare` was given')
+  return configuration.resolve(json.loads(path.read_text()))
+
+
+def _runs(config, workdir):
+  """{(name, seed): directory}."""
+  if not config.compare.students:
+    return {(config.method, config.seed): workdir}
+  return {(name, seed): workdir / f'seed{seed}' / 'students' / name
+          for seed in config.compare.seeds for name, _ in config.compare.students}
+
+
+def _one(workdir, settings, given, progress):
+  """({eps: values}, accuracies of the student) of one run."""
+  config = _config(workdir)
+  path = workdir / 'tables' / 'evaluation.json'
+  if not path.exists():
+    raise ConfigError(f'the run in {workdir} is not finished: continue it with the '
+                      'command that started it')
+  dataset = experiment.check(config)
+  teacher = _teacher(config, workdir, dataset, *given)
+  spec = configuration.ConfigDict({
+      'run': '', 'model': config.model,
+      'weights': str(weights_file(workdir, 'student', 'best'))})
+  student = teacher_stage.restore('student', spec, dataset, dtype='float32')
+  found = stage.certify(config, workdir, dataset, teacher, student, settings, progress)
+  best = json.loads(path.read_text())['student']['best']
+  return found, {name: best[name]['accuracy'] for name in ('clean', 'pgd20')
+                 if name in best}
+
+
+def _teacher(config, workdir, dataset, name, weights, model):
+  if weights or model:
+    if not (weights and model):
+      raise ConfigError('a teacher from a file needs both --teacher-weights (a '
+                        'safetensors file) and --teacher-model (its name, see `rkd list`)')
+    spec = configuration.ConfigDict({'run': '', 'weights': weights, 'model': model})
+    return teacher_stage.restore('given', spec, dataset, dtype='float32')
+  names = list(experiment.teacher_names(config).values())
+  if not names:
+    raise ConfigError(f'{config.method} has no teacher to compare the student with; '
+                      'name one by --teacher-weights and --teacher-model')
+  name = name or ('robust' if 'robust' in names else names[0])
+  if name not in names:
+    raise unknown_name('teacher of this run', name, names)
+  return experiment.restore_teacher(config, workdir, dataset, name)
+
+
+def _write(workdir, config, settings, rows, examples) -> dict:
+  content = {
+      'rows': rows, 'data': config.data.name, 'examples': settings.examples,
+      'method': settings.method,
+      'timeout_s': settings.timeout_s, 'deltas': DELTAS,
+      'input_set': 'L-inf ball of radius eps around a test image that the teacher '
+                   'classifies correctly, cut with [0, 1]',
+      'precision': 'FaithUB: float32, rounded outwards (MILP: to the tolerance of the '
+                   'solver); EmpLB: evaluated in float64',
+      **({'values': examples} if examples else {}), **provenance.describe()}
+  configuration.write_json(workdir / TABLE, content)
+  (workdir / TABLE).with_suffix('.md').write_text(tables.markdown(rows) + '\n')
+  return content
