@@ -120,7 +120,7 @@ def _teacher(config, workdir, dataset, name, weights, model):
   if weights or model:
     if not (weights and model):
       raise ConfigError('a teacher from a file needs both --teacher-weights (a '
-                        'safetensors file) and --teacher-model (its name, see `rkd list`)')
+                        'safetensors file) and --teacher-model (see `rkd list`)')
     spec = configuration.ConfigDict({'run': '', 'weights': weights, 'model': model})
     return teacher_stage.restore('given', spec, dataset, dtype='float32')
   names = list(experiment.teacher_names(config).values())

@@ -61,7 +61,8 @@ def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
   """{eps: {what: value of each example}}; continues what was interrupted.
 
   Every finished batch is a line of `tables/faithfulness.partial.jsonl`, found again by
-  its settings and the weights of both networks. It advances the bar by one for each example and radius.
+  its settings and the weights of both networks. It advances the bar by one for each
+  example and radius.
 
   Raises:
     ConfigError: no example is classified correctly by the teacher.
