@@ -77,11 +77,11 @@ def _probabilities(logits, error):
 
 def _interpolated(x, fn, knots):
   """The function that is linear between knots and constant outside of them."""
-  heights = [fn(k) for k in knots]
+  heights = [float(fn(k)) for k in knots]
   slopes = [0.0, *(np.diff(heights) / np.diff(knots)), 0.0]
   total = jnp.full_like(x, heights[0])
   for knot, bend in zip(knots, np.diff(slopes)):
-    total = total + bend * jnp.maximum(x - knot, 0)
+    total = total + float(bend) * jnp.maximum(x - knot, 0)
   return total
 
 
@@ -95,8 +95,10 @@ def _knots(error: float, bend, start: float | None) -> list[float]:
   knots, end = [0.0], -math.log(math.expm1(error))
   while knots[-1] < end:
     left, step = knots[-1], math.sqrt(8 * error / bend(knots[-1], math.inf))
-    while step**2 / 8 * bend(left, left + 1.1 * step) <= error and left + step < end:
-      step *= 1.1
+    while (longer := 1.1 * step)**2 / 8 * bend(left, left + longer) <= error:
+      step = longer
+      if left + step >= end:
+        break
     knots.append(left + step)
   return knots if start is not None else [-k for k in knots[:0:-1]] + knots
 

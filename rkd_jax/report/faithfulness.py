@@ -21,6 +21,7 @@ def draw(curves: dict[str, dict[str, dict]], method: str, path: pathlib.Path
   for line, (eps, students) in zip(
       figure.subplots(len(curves), 3, squeeze=False), curves.items()):
     ordered, share, cost = line
+    cost.set_xscale('log')
     for colour, (name, values) in zip(COLOURS, students.items()):
       lower, upper = np.asarray(values['lower']), np.asarray(values['upper'])
       place = 100 * (np.arange(len(upper)) + 1) / len(upper)
@@ -35,7 +36,9 @@ def draw(curves: dict[str, dict[str, dict]], method: str, path: pathlib.Path
                 xlabel='examples, sorted (%)', ylabel='max |p_T - p_S|', ylim=(0, 1.02))
     share.set(title='certified to differ by at most delta', xlabel='delta',
               ylabel='examples (%)', ylim=(0, 102), xlim=(0, 1))
+    # Whole decades: the ticks of a narrow logarithmic axis run into each other.
+    low, high = np.log10(cost.get_xlim())
     cost.set(title='FaithUB - EmpLB', xlabel='seconds an example', ylabel='gap',
-             xscale='log', ylim=(0, 1.02))
+             ylim=(0, 1.02), xlim=(10**np.floor(low - 0.2), 10**np.ceil(high + 0.2)))
     ordered.legend(fontsize=8)
   return save(figure, path)
