@@ -126,7 +126,10 @@ class _Builder:
       results = eqn.primitive.bind(*inputs, **params)
     results = results if eqn.primitive.multiple_results else [results]
     behind = sum(self.folds.get(id(i), 0) for i in inputs)
-    rounded = 0 if eqn.primitive.name in MOVES else 4
+    # A conversion to the type that everything has already changes nothing.
+    exact = eqn.primitive.name in MOVES or (
+        eqn.primitive.name == 'convert_element_type' and all(map(is_float, inputs)))
+    rounded = 0 if exact else 4
     for result in results:
       self._remember(result, behind + rounded)
     return [self._cast(r) for r in results]

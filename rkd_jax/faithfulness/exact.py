@@ -70,9 +70,9 @@ def _probabilities(logits, error):
     further = margins[:, :, other]
     total = jnp.maximum(total, further) + _interpolated(
         jnp.abs(total - further), lambda t: math.log1p(math.exp(-t)),
-        _knots(error, _bend_of_softplus, 0.0))
+        _knots(error, _bend_of_softplus))
   return _interpolated(-total, lambda u: 1 / (1 + math.exp(-u)),
-                       _knots(error, _bend_of_logistic, None))
+                       _knots(error, _bend_of_logistic, symmetric=True))
 
 
 def _interpolated(x, fn, knots):
@@ -85,12 +85,16 @@ def _interpolated(x, fn, knots):
   return total
 
 
-def _knots(error: float, bend, start: float | None) -> list[float]:
+def _knots(error: float, bend, symmetric: bool = False) -> list[float]:
   """Knots between which interpolation is off by at most `error`.
 
   h**2 / 8 times the greatest second derivative bounds it; beyond the last knot, and
-  before the first, what is left of either function is smaller than `error`. Symmetric
-  where `start` is None.
+  before the first, what is left of either function is smaller than `error`.
+
+  Args:
+    error: > 0.
+    bend: (low, high) -> the greatest second derivative there, for 0 <= low <= high.
+    symmetric: knots on both sides of 0 rather than from 0 on.
   """
   knots, end = [0.0], -math.log(math.expm1(error))
   while knots[-1] < end:
@@ -100,7 +104,7 @@ def _knots(error: float, bend, start: float | None) -> list[float]:
       if left + step >= end:
         break
     knots.append(left + step)
-  return knots if start is not None else [-k for k in knots[:0:-1]] + knots
+  return [-k for k in knots[:0:-1]] + knots if symmetric else knots
 
 
 def _bend_of_softplus(low, high):

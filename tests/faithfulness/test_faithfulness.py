@@ -160,10 +160,10 @@ def test_interpolations_keep_their_error(error):
   with jax.enable_x64(True):
     soft = exact._interpolated(
         jnp.asarray(np.abs(x)), lambda t: np.log1p(np.exp(-t)),
-        exact._knots(error, exact._bend_of_softplus, 0.0))
+        exact._knots(error, exact._bend_of_softplus))
     step = exact._interpolated(
         jnp.asarray(x), lambda u: 1 / (1 + np.exp(-u)),
-        exact._knots(error, exact._bend_of_logistic, None))
+        exact._knots(error, exact._bend_of_logistic, symmetric=True))
   off = (np.abs(soft - np.log1p(np.exp(-np.abs(x)))).max(),
          np.abs(step - 1 / (1 + np.exp(-x))).max())
   assert 0.3 * error < min(off) and max(off) <= error * (1 + 1e-9)
