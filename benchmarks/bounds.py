@@ -44,17 +44,17 @@ def parse(argv=None):
   return parser.parse_args(argv)
 
 
-def network(name):
+def network(name, seed=0):
   """(fn(params, x), params, image shape)."""
   if name[0].isdigit():
     sizes = [int(size) for size in name.split('-')]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     params = [tuple(jnp.asarray(rng.uniform(-1, 1, shape) / np.sqrt(n), jnp.float32)
                     for shape in ((n, m), (m,)))
               for n, m in zip(sizes[:-1], sizes[1:])]
     return dense, params, (sizes[0],)
   net = Network(models.create(name, num_classes=10))
-  return net.predict, net.init(jax.random.key(0), (32, 32, 3)), (32, 32, 3)
+  return net.predict, net.init(jax.random.key(seed), (32, 32, 3)), (32, 32, 3)
 
 
 def dense(params, x):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 
@@ -18,17 +19,20 @@ from rkd_jax.stages.train import weights_file
 from rkd_jax.training import parallel
 from rkd_jax.training.progress import bar as progress_bar
 
+EVALUATION = pathlib.Path('tables', 'evaluation.json')
 TABLE = pathlib.Path('tables', 'faithfulness.json')
 DELTAS = (0.1, 0.5)
 
 
 def run(workdir: str | pathlib.Path, settings: Settings | None = None, *,
-        teacher: str = '', teacher_weights: str = '', teacher_model: str = '') -> dict:
+        students: Collection[str] = (), teacher: str = '', teacher_weights: str = '',
+        teacher_model: str = '') -> dict:
   """Certifies the student of a run, or all those of a comparison, or continues.
 
   Args:
     workdir: of `rkd train` or `rkd compare`, finished.
     settings: what to certify; None: the defaults.
+    students: of a comparison, by name; (): all.
     teacher: 'clean' or 'robust', where the run had both; '': robust if there is one.
     teacher_weights, teacher_model: another teacher, a safetensors file and its name in
       the registry.
@@ -47,7 +51,7 @@ def run(workdir: str | pathlib.Path, settings: Settings | None = None, *,
   workdir = pathlib.Path(workdir)
   config = _config(workdir)
   given = teacher, teacher_weights, teacher_model
-  runs = _runs(config, workdir)
+  runs = _runs(config, workdir, students)
   parallel.enable_compilation_cache()
   records, curves = {}, {}
   with progress_bar(len(runs) * len(settings.eps) * settings.examples) as progress:
@@ -89,31 +93,47 @@ def _config(workdir):
   return configuration.resolve(json.loads(path.read_text()))
 
 
-def _runs(config, workdir):
+def _runs(config, workdir, students):
   """{(name, seed): directory}."""
   if not config.compare.students:
+    if students:
+      raise ConfigError(f'{workdir} is a single run; students are chosen of a comparison')
     return {(config.method, config.seed): workdir}
+  names = [name for name, _ in config.compare.students]
+  for name in students:
+    if name not in names:
+      raise unknown_name('student of this comparison', name, names)
   return {(name, seed): workdir / f'seed{seed}' / 'students' / name
-          for seed in config.compare.seeds for name, _ in config.compare.students}
+          for seed in config.compare.seeds for name in students or names}
 
 
 def _one(workdir, settings, given, progress):
   """({eps: values}, accuracies of the student) of one run."""
+  config, dataset, teacher, student = load(workdir, *given)
+  found = stage.certify(config, workdir, dataset, teacher, student, settings, progress)
+  best = json.loads((workdir / EVALUATION).read_text())['student']['best']
+  return found, {name: best[name]['accuracy'] for name in ('clean', 'pgd20')
+                 if name in best}
+
+
+def load(workdir: str | pathlib.Path, teacher: str = '', teacher_weights: str = '',
+         teacher_model: str = ''):
+  """(config, data set, teacher, student at its best) of a finished run.
+
+  Arguments and errors as in `run`; both networks are `stages.teachers.Teacher`.
+  """
+  workdir = pathlib.Path(workdir)
   config = _config(workdir)
-  path = workdir / 'tables' / 'evaluation.json'
-  if not path.exists():
+  if not (workdir / EVALUATION).exists():
     raise ConfigError(f'the run in {workdir} is not finished: continue it with the '
                       'command that started it')
   dataset = experiment.check(config)
-  teacher = _teacher(config, workdir, dataset, *given)
+  other = _teacher(config, workdir, dataset, teacher, teacher_weights, teacher_model)
   spec = configuration.ConfigDict({
       'run': '', 'model': config.model,
       'weights': str(weights_file(workdir, 'student', 'best'))})
-  student = teacher_stage.restore('student', spec, dataset, dtype='float32')
-  found = stage.certify(config, workdir, dataset, teacher, student, settings, progress)
-  best = json.loads(path.read_text())['student']['best']
-  return found, {name: best[name]['accuracy'] for name in ('clean', 'pgd20')
-                 if name in best}
+  return config, dataset, other, teacher_stage.restore(
+      'student', spec, dataset, dtype='float32')
 
 
 def _teacher(config, workdir, dataset, name, weights, model):

@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
                        'branch_and_bound or milp')
   certify.add_argument('--timeout', type=float, default=60.0, metavar='S',
                        help='seconds an example, for the last two (default: 60)')
+  certify.add_argument('--students', nargs='+', default=(), metavar='NAME',
+                       help='of a comparison (default: all)')
   certify.add_argument('--teacher', default='', metavar='NAME',
                        help="'clean' or 'robust', where the run had both")
   certify.add_argument('--teacher-weights', default='', metavar='FILE',
@@ -131,7 +133,8 @@ def _certify(arguments, rest):
       eps=eps, examples=arguments.examples, method=arguments.method,
       timeout_s=arguments.timeout)
   content = certification.run(
-      arguments.workdir, settings, teacher=arguments.teacher,
+      arguments.workdir, settings,
+      students=arguments.students, teacher=arguments.teacher,
       teacher_weights=arguments.teacher_weights, teacher_model=arguments.teacher_model)
   print(tables.plain(content['rows']))
   workdir = pathlib.Path(arguments.workdir)

@@ -88,6 +88,17 @@ def test_the_command(finished, capsys):
   assert table['rows']['fd']['EmpLB']['mean'] < 1e-6
 
 
+def test_students_of_a_comparison_can_be_chosen(finished, certified, capsys):
+  del certified  # Both students are certified already: nothing is computed again.
+  content = certification.run(finished, FEW, students=('CFD',))
+  assert list(content['rows']) == ['CFD, eps 0.01', 'CFD, eps 0.03']
+  with pytest.raises(ConfigError, match="'CDF': did you mean 'CFD'"):
+    certification.run(finished, FEW, students=('CDF',))
+  single = finished / 'seed0' / 'students' / 'FD'
+  assert cli.main(['certify', '--workdir', str(single), '--students', 'FD']) == 2
+  assert 'single run' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('flags, text', [
     (['--eps', 'x'], 'numbers'), (['--eps', '-0.1'], 'eps must be >= 0'),
     (['--method', 'crwn'], 'crown'), (['--examples', '0'], 'examples'),

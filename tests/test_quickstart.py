@@ -1,5 +1,6 @@
 """The quickstart: its own config, and its files, at a fraction of its size."""
 
+import dataclasses
 import json
 
 import pytest
@@ -20,7 +21,7 @@ def test_each_student_and_its_teachers_can_be_built(student):
 
 
 def test_a_shrunken_quickstart_writes_its_files(tmp_path, monkeypatch, capsys):
-  """The same students and teachers of one hidden layer, one epoch, two attacks."""
+  """The same students and teachers of one hidden layer, one epoch, few attacks."""
   config = configuration.resolve(quickstart.CONFIG)
   configuration.overlay(config, {
       'devices': 1, 'model': 'mlp_8', 'attack': {'steps': 1},
@@ -29,6 +30,8 @@ def test_a_shrunken_quickstart_writes_its_files(tmp_path, monkeypatch, capsys):
   for teacher in config.teachers.values():
     teacher.overrides.model = 'mlp_8'
   monkeypatch.setattr(quickstart, 'CONFIG', config)
+  monkeypatch.setattr(quickstart, 'CERTIFICATION', dataclasses.replace(
+      quickstart.CERTIFICATION, examples=8, batch=8, restarts=1, steps=5))
   content = quickstart.run(tmp_path)
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report == json.loads(json.dumps(content))
@@ -37,4 +40,9 @@ def test_a_shrunken_quickstart_writes_its_files(tmp_path, monkeypatch, capsys):
   shown = capsys.readouterr().out
   for row, cells in report['rows'].items():
     assert row in shown and 0 <= cells['fgsm']['mean'] <= 1, row
-  assert (tmp_path / 'figures' / 'comparison.png').stat().st_size > 0
+  faithful = report['faithfulness']['rows']
+  assert list(faithful) == ['SD', 'FD'] and 'FaithUB' in shown
+  for cells in faithful.values():
+    assert 0 < cells['EmpLB']['mean'] <= cells['FaithUB']['mean'] <= 1
+  for name in ('comparison', 'faithfulness'):
+    assert (tmp_path / 'figures' / f'{name}.png').stat().st_size > 0

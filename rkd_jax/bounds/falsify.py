@@ -14,7 +14,7 @@ from rkd_jax.bounds.tracing import trace
 
 
 def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: int,
-           restarts: int) -> tuple[jax.Array, jax.Array]:
+           restarts: int, kept: float = 1.0) -> tuple[jax.Array, jax.Array]:
   """Points of the set where the least row of the specification is small.
 
   Descent by the gradient's sign on each row of its own, from the middle of the hull and
@@ -27,29 +27,36 @@ def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: i
     key: typed; one is enough.
     steps: of descent.
     restarts: starts for each row.
+    kept: share of an example's descents (one for each row and start) that goes on after
+      a quarter of the steps: those that are lowest then.
 
   Returns:
     (points float[B, ...], their least row [B]); of all points seen last.
   """
+  quarter = steps // 10 if kept < 1 else steps
+
   def one(ball, matrix, constant, key):
     low, high = ball.hull()
     width = jnp.where(jnp.isfinite(high - low), high - low, 0)
-    rows = len(constant)
+    rows = jnp.repeat(jnp.arange(len(constant)), restarts)
 
     def value(x, row):
       return matrix[row] @ graph.evaluate(x[None])[0] + constant[row]
 
-    def move(i, x):
-      length = 0.25 * 0.04 ** (i / steps)
-      direction = jax.vmap(jax.vmap(jax.grad(value), (0, None)), (0, 0))(
-          x, jnp.arange(rows))
-      return jax.vmap(jax.vmap(ball.project))(x - length * width * jnp.sign(direction))
+    def descend(x, rows, begin, end):
+      def move(i, x):
+        length = 0.25 * 0.04 ** (i / steps)
+        direction = jax.vmap(jax.grad(value))(x, rows)
+        return jax.vmap(ball.project)(x - length * width * jnp.sign(direction))
+      return lax.fori_loop(begin, end, move, x)
 
-    noise = jax.random.uniform(key, (rows, restarts, low.size), low.dtype)
+    noise = jax.random.uniform(key, (len(constant), restarts, low.size), low.dtype)
     noise = noise.at[:, 0].set(0.5)
-    x = low + noise.reshape(rows, restarts, *low.shape) * width
-    x = lax.fori_loop(0, steps, move, jax.vmap(jax.vmap(ball.project))(x))
-    x = x.reshape(-1, *low.shape)
+    x = jax.vmap(ball.project)(low + noise.reshape(-1, *low.shape) * width)
+    x = descend(x, rows, 0, quarter)
+    if quarter < steps:
+      lowest = jnp.argsort(jax.vmap(value)(x, rows))[:max(1, round(kept * len(rows)))]
+      x = jnp.concatenate([x, descend(x[lowest], rows[lowest], quarter, steps)])
     least = jax.vmap(lambda x: least_row(graph, matrix, constant, x))(x)
     best = jnp.argmin(least)
     return x[best], least[best]

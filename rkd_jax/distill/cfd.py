@@ -13,7 +13,7 @@ from rkd_jax.errors import ConfigError
 
 SUMMARY = 'CFD: FD and an upper bound of how far student and teacher can be apart'
 
-DEFAULTS = {**fd.DEFAULTS, 'kappa': 0.1, 'bound': 'crown_ibp', 'ramp': 'smooth'}
+DEFAULTS = {**fd.DEFAULTS, 'kappa': 0.3, 'bound': 'ibp', 'ramp': 'smooth'}
 
 BOUNDS = {'ibp': bounds.ibp, 'crown_ibp': bounds.crown_ibp}
 
@@ -31,7 +31,8 @@ def make(settings, *, threat, epochs) -> Method:
   Args:
     settings: those of `fd`, and
       kappa: >= 0.
-      bound: 'ibp' or 'crown_ibp', of both networks joined.
+      bound: 'ibp' or 'crown_ibp', of both networks joined. The tighter one trains a
+        student whose other bounds stay wide: 'ibp' ends with the tighter FaithUB.
       ramp: of eps and kappa, see `certified.make`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.

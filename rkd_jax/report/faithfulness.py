@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from rkd_jax.report.figures import COLOURS, save
 
@@ -40,5 +41,6 @@ def draw(curves: dict[str, dict[str, dict]], method: str, path: pathlib.Path
     low, high = np.log10(cost.get_xlim())
     cost.set(title='FaithUB - EmpLB', xlabel='seconds an example', ylabel='gap',
              ylim=(0, 1.02), xlim=(10**np.floor(low - 0.2), 10**np.ceil(high + 0.2)))
+    cost.xaxis.set_minor_formatter(NullFormatter())
     ordered.legend(fontsize=8)
   return save(figure, path)

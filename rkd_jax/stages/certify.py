@@ -69,7 +69,7 @@ def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
     UnsupportedPrimitiveError: a network has an operation without bounds.
     RkdError: a lower bound is above the upper one, which would be a bug.
   """
-  images, labels = _chosen(config, dataset, teacher, settings.examples)
+  images, labels = first_right(config, dataset, teacher, settings.examples)
   path = workdir / PARTIAL
   known = _read(path)
   who = _fingerprint(teacher.variables, student.variables)
@@ -114,8 +114,8 @@ def _read(path):
   return known
 
 
-def _chosen(config, dataset, teacher, count):
-  """The first test images that the teacher gets right, and their labels."""
+def first_right(config, dataset, teacher: Teacher, count: int):
+  """(float32[N, ...], int[N]): test images that the teacher gets right, N <= count."""
   images, labels = [], []
   size = min(config.evaluation.batch_size, len(dataset.test))
   predict = Compiled()
