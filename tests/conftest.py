@@ -36,7 +36,7 @@ def cache_dir(tmp_path_factory):
   return path
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def quick_compilation():
   """Compiles without optimisation: for programs that are large and run once."""
   jax.config.update('jax_disable_most_optimizations', True)

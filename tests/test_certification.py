@@ -10,6 +10,8 @@ from rkd_jax import certification, cli, comparison
 from rkd_jax.errors import ConfigError
 from rkd_jax.stages import certify
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 SMALL = {
     'devices': 1, 'model': 'mlp_16', 'data': {'name': 'digits'},
     'attack': {'eps': 0.05, 'step_size': 0.02, 'steps': 2},

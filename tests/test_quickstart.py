@@ -8,6 +8,8 @@ import pytest
 from rkd_jax import config as configuration
 from rkd_jax import experiment, quickstart
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 STUDENTS = dict(quickstart.CONFIG['compare']['students'])
 
 
@@ -35,8 +37,10 @@ def test_a_shrunken_quickstart_writes_its_files(tmp_path, monkeypatch, capsys):
   content = quickstart.run(tmp_path)
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report == json.loads(json.dumps(content))
-  assert list(report['rows']) == [
-      'clean teacher', 'robust teacher', *STUDENTS, 'robust teacher after CIARD']
+  retrained = 'robust teacher after CIARD'
+  assert [row for row in report['rows'] if row != retrained] == [
+      'clean teacher', 'robust teacher', *STUDENTS]
+  assert retrained in report['rows']
   shown = capsys.readouterr().out
   for row, cells in report['rows'].items():
     assert row in shown and 0 <= cells['fgsm']['mean'] <= 1, row
