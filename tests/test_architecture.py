@@ -28,7 +28,7 @@ BELOW = {
                    'experiment'},
     'certification': {'errors', 'training', 'evaluation', 'report', 'config', 'stages',
                       'experiment'},
-    'quickstart': {'evaluation', 'config', 'comparison'},
+    'quickstart': {'evaluation', 'config', 'comparison', 'certification'},
     'cli': {'errors', 'attacks', 'data', 'distill', 'evaluation', 'models',
             'config', 'experiment', 'comparison', 'certification', 'quickstart'},
     '__main__': {'cli'},
