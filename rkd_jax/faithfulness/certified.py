@@ -85,11 +85,42 @@ def each_class(teacher: Classifier, student: Classifier, ball: InputSet, *,
 
 def of_probabilities(teacher, student, ball, size, classes, bound) -> jax.Array:
   """Bounds of |p_T - p_S|, both networks in one graph: [B, K or 1]."""
-  def fn(x):
-    odds_t, odds_s = joint.log_odds(teacher(x)), joint.log_odds(student(x))
-    return jax.nn.sigmoid(odds_t) - jax.nn.sigmoid(odds_s)
-
+  fn = lambda x: _apart(teacher(x), student(x))
   return _largest(bound(fn, ball, _rows(ball, size, classes)))
+
+
+def _apart(teacher_logits, student_logits):
+  """p_T - p_S, written as logistic functions of log-odds, which have tight lines."""
+  odds_t, odds_s = joint.log_odds(teacher_logits), joint.log_odds(student_logits)
+  return jax.nn.sigmoid(odds_t) - jax.nn.sigmoid(odds_s)
+
+
+def with_agreement(teacher: Classifier, student: Classifier, ball: InputSet, *,
+                   method: str, **options: Any) -> tuple[jax.Array, jax.Array]:
+  """(`each_class`, `agreement`): float[B, K], bool[B].
+
+  For 'crown' and 'alpha_crown' the bounds of inner values are computed once for both;
+  with the other methods agreement is by CROWN.
+  """
+  if method not in ('crown', 'alpha_crown'):
+    return (each_class(teacher, student, ball, method=method, **options),
+            agreement(teacher, student, ball))
+  size = pair.num_classes(teacher, student, ball)
+  one, margins = pair.rows(ball, size, None), _margins(teacher, ball, size)
+  matrix = jnp.zeros((ball.shape[0], 3 * size - 2, 3 * size), ball.dtype)
+  matrix = matrix.at[:, :size, :size].set(one.matrix)
+  for i, start in ((1, size), (2, 2 * size - 1)):
+    rows, columns = slice(start, start + size - 1), slice(i * size, (i + 1) * size)
+    matrix = matrix.at[:, rows, columns].set(margins.matrix)
+
+  def fn(x):
+    logits_t, logits_s = teacher(x), student(x)
+    return jnp.concatenate([_apart(logits_t, logits_s), logits_t, logits_s], axis=1)
+
+  found = _JOINT[method](fn, ball, Spec(matrix, jnp.zeros(matrix.shape[:2], ball.dtype)),
+                         **options)
+  apart = Bounds(found.lower[:, :size], found.upper[:, :size])
+  return _largest(apart), jnp.all(found.lower[:, size:] > 0, axis=1)
 
 
 def of_margins(teacher, student, ball, size, classes, bound) -> jax.Array:
@@ -180,7 +211,12 @@ def agreement(teacher: Classifier, student: Classifier, ball: InputSet, *,
     As `faith_ub`.
   """
   size = pair.num_classes(teacher, student, ball)
-  label = jnp.argmax(teacher(sum(ball.hull()) / 2), axis=1)
-  spec = bounds.margins(label, size, ball.dtype)
+  spec = _margins(teacher, ball, size)
   lower = [bound(fn, ball, spec, upper=False).lower for fn in (teacher, student)]
   return jnp.all(jnp.concatenate(lower, axis=1) > 0, axis=1)
+
+
+def _margins(teacher, ball, size) -> Spec:
+  """Of the class that the teacher predicts in the middle of the set."""
+  label = jnp.argmax(teacher(sum(ball.hull()) / 2), axis=1)
+  return bounds.margins(label, size, ball.dtype)

@@ -166,8 +166,7 @@ def _batch(config, teacher, student, images, labels, eps, settings, compiled, pr
   pure = settings.method if settings.method in certified.PURE else 'crown'
 
   def bound(both, ball):
-    return (certified.each_class(*bind(both), ball, method=pure),
-            faithfulness.agreement(*bind(both), ball))
+    return certified.with_agreement(*bind(both), ball, method=pure)
 
   (each, agree), seconds = compiled('bound', bound, variables, ball)
   each = np.asarray(each, np.float64)

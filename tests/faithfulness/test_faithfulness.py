@@ -106,6 +106,18 @@ def test_agreement():
   np.testing.assert_array_equal(*seen[0])
 
 
+def test_agreement_in_one_go_with_the_distance():
+  centers = np.random.default_rng(3).uniform(-1, 2, (24, 2)).astype(np.float32)
+  ball = bounds.linf_ball(centers, 0.05)
+  apart, agree = jax.jit(lambda ball: certified.with_agreement(
+      TEACHER, STUDENT, ball, method='crown'))(ball)
+  np.testing.assert_allclose(
+      apart.max(1), compiled('crown', False)(ball, None), atol=1e-5)
+  np.testing.assert_array_equal(agree, jax.jit(
+      lambda ball: faithfulness.agreement(TEACHER, STUDENT, ball))(ball))
+  assert agree.any() and not agree.all()
+
+
 def test_in_band():
   """Against the greatest value on a fine grid of (u, v)."""
   rng = np.random.default_rng(0)
