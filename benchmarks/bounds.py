@@ -120,6 +120,8 @@ def growth(path, repeats):
         times.append(rows[-1]['median'])
       axis.plot(values, times, marker='o', label=method)
     axis.set(xlabel=f'{what} (otherwise {base[what]})', xscale='log', yscale='log')
+    axis.set_xticks(values, map(str, values))
+    axis.minorticks_off()
     axis.grid(alpha=0.3)
   axes[0].set_ylabel('seconds, all nine margins')
   axes[0].legend(frameon=False)
