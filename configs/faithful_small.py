@@ -6,8 +6,8 @@ Cost:     see docs/faithfulness.md.
 Expected: the tables in docs/faithfulness.md.
 
 Three seeds. The teacher is robust (PGD-AT); the students have half its width, learn
-from it alone and share one recipe. FD and CFD see no label. The weight decay is large:
-without it bounds say little about either network.
+from it alone and share one recipe, but for CFD's optimiser. FD and CFD see no label. The
+weight decay is large: without it bounds say little about either network.
 
 Variants, DATA_NETWORK: mnist_mlp, mnist_cnn, fashion_mnist_mlp, fashion_mnist_cnn
 (eps 0.1) and cifar10_cnn (eps 2/255); mlp is 784-256-256-10, students 128-128, cnn is

@@ -13,13 +13,13 @@ from rkd_jax.evaluation import tables
 from rkd_jax.report import faithfulness as figures
 from rkd_jax.report import provenance
 from rkd_jax.stages import certify as stage
+from rkd_jax.stages import evaluate
 from rkd_jax.stages import teachers as teacher_stage
 from rkd_jax.stages.certify import Settings
 from rkd_jax.stages.train import weights_file
 from rkd_jax.training import parallel
 from rkd_jax.training.progress import bar as progress_bar
 
-EVALUATION = pathlib.Path('tables', 'evaluation.json')
 TABLE = pathlib.Path('tables', 'faithfulness.json')
 DELTAS = (0.1, 0.5)
 
@@ -111,7 +111,7 @@ def _one(workdir, settings, given, progress):
   """({eps: values}, accuracies of the student) of one run."""
   config, dataset, teacher, student = load(workdir, *given)
   found = stage.certify(config, workdir, dataset, teacher, student, settings, progress)
-  best = json.loads((workdir / EVALUATION).read_text())['student']['best']
+  best = json.loads((workdir / evaluate.DONE).read_text())['student']['best']
   return found, {name: best[name]['accuracy'] for name in ('clean', 'pgd20')
                  if name in best}
 
@@ -124,7 +124,7 @@ def load(workdir: str | pathlib.Path, teacher: str = '', teacher_weights: str = 
   """
   workdir = pathlib.Path(workdir)
   config = _config(workdir)
-  if not (workdir / EVALUATION).exists():
+  if not (workdir / evaluate.DONE).exists():
     raise ConfigError(f'the run in {workdir} is not finished: continue it with the '
                       'command that started it')
   dataset = experiment.check(config)

@@ -1,4 +1,4 @@
-"""`rkd quickstart`: robust students of handwritten digits in about a minute.
+"""`rkd quickstart`: robust students of handwritten digits in a minute and a half.
 
 scikit-learn's 1,797 digit images (8x8, 16 grey levels) are part of that package,
 so nothing is downloaded. A clean and a robust teacher are trained, then plain

@@ -28,12 +28,12 @@ def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: i
     steps: of descent.
     restarts: starts for each row.
     kept: share of an example's descents (one for each row and start) that goes on after
-      a quarter of the steps: those that are lowest then.
+      a tenth of the steps: those that are lowest then.
 
   Returns:
     (points float[B, ...], their least row [B]); of all points seen last.
   """
-  quarter = steps // 10 if kept < 1 else steps
+  first = steps // 10 if kept < 1 else steps
 
   def one(ball, matrix, constant, key):
     low, high = ball.hull()
@@ -53,10 +53,10 @@ def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: i
     noise = jax.random.uniform(key, (len(constant), restarts, low.size), low.dtype)
     noise = noise.at[:, 0].set(0.5)
     x = jax.vmap(ball.project)(low + noise.reshape(-1, *low.shape) * width)
-    x = descend(x, rows, 0, quarter)
-    if quarter < steps:
+    x = descend(x, rows, 0, first)
+    if first < steps:
       lowest = jnp.argsort(jax.vmap(value)(x, rows))[:max(1, round(kept * len(rows)))]
-      x = jnp.concatenate([x, descend(x[lowest], rows[lowest], quarter, steps)])
+      x = jnp.concatenate([x, descend(x[lowest], rows[lowest], first, steps)])
     least = jax.vmap(lambda x: least_row(graph, matrix, constant, x))(x)
     best = jnp.argmin(least)
     return x[best], least[best]

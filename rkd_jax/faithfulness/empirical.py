@@ -47,7 +47,7 @@ def witness(teacher: Classifier, student: Classifier, ball: InputSet, *, key: ja
             restarts: int = 5) -> Witness:
   """Descent by the gradient's sign on each p_T - p_S and p_S - p_T of its own.
 
-  After a quarter of the steps only the tenth that is furthest goes on: most classes are
+  After a tenth of the steps only the tenth that is furthest goes on: most classes are
   not those that differ most. Pure. The distance is as its floating-point type
   evaluates it; see `exactly`.
 
