@@ -8,6 +8,7 @@ is not timed; compilation apart, without a cache.
   python benchmarks/bounds.py --out bounds.json                  # the table
   python benchmarks/bounds.py --growth docs/bounds_growth.png    # and the plot
   python benchmarks/bounds.py --network resnet18 --batch 128     # for a GPU
+  python benchmarks/bounds.py --network resnet18 --batch 1 --image 8 --eps 1e-3
 """
 
 import argparse
@@ -35,6 +36,8 @@ def parse(argv=None):
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   parser.add_argument('--network', default='784-256-256-10',
                       help='sizes of a dense network, or a name of the registry')
+  parser.add_argument('--image', type=int, default=32,
+                      help='height and width of the images of a registry network')
   parser.add_argument('--batch', type=int, default=100)
   parser.add_argument('--eps', type=float, nargs='+', default=[0.01, 0.05])
   parser.add_argument('--methods', nargs='+', choices=list(GOALS), default=list(GOALS))
@@ -44,8 +47,8 @@ def parse(argv=None):
   return parser.parse_args(argv)
 
 
-def network(name, seed=0):
-  """(fn(params, x), params, image shape)."""
+def network(name, seed=0, image=32):
+  """(fn(params, x), params, image shape); `image` for names of the registry."""
   if name[0].isdigit():
     sizes = [int(size) for size in name.split('-')]
     rng = np.random.default_rng(seed)
@@ -54,7 +57,8 @@ def network(name, seed=0):
               for n, m in zip(sizes[:-1], sizes[1:])]
     return dense, params, (sizes[0],)
   net = Network(models.create(name, num_classes=10))
-  return net.predict, net.init(jax.random.key(seed), (32, 32, 3)), (32, 32, 3)
+  shape = (image, image, 3)
+  return net.predict, net.init(jax.random.key(seed), shape), shape
 
 
 def dense(params, x):
@@ -64,9 +68,9 @@ def dense(params, x):
   return x
 
 
-def measure(name, batch, eps, method, repeats, margins=True):
+def measure(name, batch, eps, method, repeats, margins=True, image=32):
   """Seconds of each call, of compilation, and the mean width of the outputs."""
-  fn, params, shape = network(name)
+  fn, params, shape = network(name, image=image)
   x = jnp.asarray(np.random.default_rng(1).uniform(size=(batch, *shape)), jnp.float32)
   labels = jnp.argmax(fn(params, x), axis=1)
   ball = bounds.linf_ball(x, eps)
@@ -140,7 +144,7 @@ def main():
     for method in args.methods:
       for margins in (True, False):
         rows.append(measure(args.network, args.batch, eps, method, args.repeats,
-                            margins))
+                            margins, args.image))
         print(line(rows[-1]), flush=True)
   record = {**provenance.describe(), 'rows': rows}
   if args.growth:
