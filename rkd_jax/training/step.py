@@ -55,7 +55,7 @@ def make_train_step(objective: Callable, make_batch: Callable,
     split = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     images = lambda keys: to_float(jax.vmap(augment)(keys, batch['image']))
     image = images(split(keys, _AUGMENT))
-    view = functools.partial(
+    filled = functools.partial(
         make_batch, image=image, label=batch['label'],
         key=split(keys, _METHOD), step=state.step,
         epoch=state.step // steps_per_epoch,
@@ -67,7 +67,7 @@ def make_train_step(objective: Callable, make_batch: Callable,
     def loss_fn(params, found=None):
       once, made = awp.reuse(found)
       learner = BoundNetwork(student, {**state.variables, 'params': params})
-      outcome = objective(learner, bound, state.memory, view(once=once))
+      outcome = objective(learner, bound, state.memory, filled(once=once))
       loss = jnp.mean(outcome.loss)
       return loss, ({'loss': loss, **outcome.metrics}, made,
                     outcome.student.variables['batch_stats'], outcome.memory)

@@ -12,7 +12,7 @@ import pytest
 from rkd_jax import attacks, distill, losses
 from rkd_jax.distill import dgad
 from rkd_jax.distill.method import Batch
-from rkd_jax.training import state, step
+from rkd_jax.training import parallel, state, step
 
 
 def worst_points(lab, student, teacher, batch):
@@ -272,6 +272,21 @@ def test_finite_where_everything_is_saturated(lab, name):
 @pytest.mark.parametrize('name', NAMES)
 def test_training_steps_learn(lab, name):
   """The compiled step of the library, twelve times on the same images."""
+  metrics = twelve_steps(lab, name)
+  loss = np.asarray(metrics['loss'])
+  assert np.isfinite(loss).all() and loss[-1] < 0.9 * loss[0]
+  assert np.isfinite(metrics['grad_norm']).all()
+
+
+@pytest.mark.parametrize('name', (
+    'consistency', pytest.param('kdiga', marks=pytest.mark.slow)))
+def test_a_mesh_computes_the_same(lab, name):
+  """Two devices share a batch that is doubled, or differentiated twice."""
+  one, other = (twelve_steps(lab, name, parallel.make_mesh(n)) for n in (1, 2))
+  np.testing.assert_allclose(one['loss'], other['loss'], rtol=2e-3)
+
+
+def twelve_steps(lab, name, mesh=None):
   method = distill.make(name, {}, threat=lab.THREAT, epochs=10)
   network = lab.NETWORKS['normed']
   teacher = lab.bound('normed', 2, 2.0)
@@ -287,9 +302,10 @@ def test_training_steps_learn(lab, name):
   start = state.create(network, lab.SHAPE, tx, {}, init_key=jax.random.key(1),
                        train_key=jax.random.key(2))
   order = np.tile(np.arange(16, dtype=np.int32), (12, 1))
-  after, metrics = jax.jit(scan, compiler_options=lab.QUICK)(
-      start, {role: teacher.variables for role in mine}, data, order)
+  frozen = {role: teacher.variables for role in mine}
+  start, frozen, data = (parallel.replicate(t, mesh) for t in (start, frozen, data))
+  compiled = (parallel.compile_scan(scan, mesh) if mesh else
+              jax.jit(scan, compiler_options=lab.QUICK))
+  after, metrics = compiled(start, frozen, data, order)
   assert int(after.step) == 12
-  loss = np.asarray(metrics['loss'])
-  assert np.isfinite(loss).all() and loss[-1] < 0.9 * loss[0]
-  assert np.isfinite(metrics['grad_norm']).all()
+  return metrics
