@@ -171,10 +171,11 @@ def test_a_run_exports_the_average_and_resumes_bitwise(tmp_path, monkeypatch):
 
   train_epoch = loop._train_epoch
 
-  def fails(state, plan, epoch, *rest):
+  def fails(state, plan, epoch, checkpoints, progress):
     if epoch == 2:
+      checkpoints.wait()  # A process that dies does not go on writing; this one would.
       raise KeyboardInterrupt
-    return train_epoch(state, plan, epoch, *rest)
+    return train_epoch(state, plan, epoch, checkpoints, progress)
 
   monkeypatch.setattr(loop, '_train_epoch', fails)
   with pytest.raises(KeyboardInterrupt):
