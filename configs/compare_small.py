@@ -3,7 +3,12 @@
 Command:  rkd compare --config configs/compare_small.py:mnist --workdir runs/mnist
           rkd compare --config configs/compare_small.py:fashion_mnist \\
               --workdir runs/fashion
-Cost:     36 and 46 minutes, each with one of two CPU cores to itself, about.
+          rkd compare --config configs/compare_small.py:mnist_family \\
+              --workdir runs/mnist_family
+          rkd compare --config configs/compare_small.py:fashion_mnist_family \\
+              --workdir runs/fashion_family
+Cost:     36 and 46 minutes, each with one of two CPU cores to itself, about; of the
+          family about 50 and 35 CPU minutes (estimated of one seed).
 Expected: the tables in docs/results.md.
 
 Three seeds. Every student has the same clean teacher (standard training) and
@@ -16,18 +21,28 @@ Fashion-MNIST), on Fashion-MNIST gradients are clipped, and KL terms are summed 
 the ten classes instead of averaged (kl_scale 10). CIARD is trained whole and with
 each of its parts off.
 
+The family has all methods instead, and PGD-AT, RSLAD and CIARD with averaged weights or
+under adversarial weight perturbation. AdaAD's attack goes through the teacher too and
+costs three times as much. Consistency regularisation compares two augmentations: on
+Fashion-MNIST its images are cropped at random, and "PGD-AT, crops" is its base; on
+MNIST it does not leave the plateau then and compares two attacks on the same image.
+
 Variants:
   mnist          eps 0.3, 10,000 training images, 12 epochs
   fashion_mnist  eps 0.1, 6,000 training images, 10 epochs
+  mnist_family, fashion_mnist_family
+                 the same data, all methods
   mnist_full, fashion_mnist_full
                  all images, 60 epochs: for accelerators
-  smoke          one seed, few images of MNIST, without the rows for CIARD's parts:
+  smoke, smoke_family
+                 one seed, few images of MNIST, without the rows for CIARD's parts:
                  does it run?
 """
 
 import ml_collections
 
-VARIANTS = ('mnist', 'fashion_mnist', 'mnist_full', 'fashion_mnist_full', 'smoke')
+VARIANTS = ('mnist', 'fashion_mnist', 'mnist_full', 'fashion_mnist_full', 'mnist_family',
+            'fashion_mnist_family', 'smoke', 'smoke_family')
 
 DATA = {
     'mnist': {'attack': {'eps': 0.3, 'step_size': 0.3 / 4, 'eps_warmup': 0.5},
@@ -43,8 +58,11 @@ DATA = {
 
 def get_config(variant=''):
   """What differs from the defaults."""
-  full = variant.endswith('_full')
-  name = {'smoke': 'mnist', '': 'mnist'}.get(variant, variant.removesuffix('_full'))
+  full, smoke = variant.endswith('_full'), variant.startswith('smoke')
+  name = variant.removesuffix('_full').removesuffix('_family')
+  name = 'mnist' if smoke or not name else name
+  rows = family(name) if variant.endswith('_family') else students(
+      name, parts=not smoke)
   config = ml_collections.ConfigDict({
       'model': 'cnn_8_16',
       'data': {'name': name, 'train_examples': 6_000, 'test_examples': 1_000},
@@ -60,14 +78,14 @@ def get_config(variant=''):
       },
       'compare': {
           'seeds': (0, 1, 2),
-          'students': students(name, parts=variant != 'smoke')},
+          'students': rows},
   })
   config.update(DATA[name])
   if full:
     config.data.update({'train_examples': 0, 'test_examples': 0})
     config.train.epochs = 60
     config.teachers.clean.overrides.train.epochs = 30
-  if variant == 'smoke':
+  if smoke:
     config.data.update({'train_examples': 512, 'test_examples': 64})
     config.attack.steps = 2
     config.train.epochs = 2
@@ -77,9 +95,11 @@ def get_config(variant=''):
   return config
 
 
+KL = {'kl_scale': 10.0}  # KL summed over the classes: see the docstring.
+
+
 def students(data, parts):
   """((name in the table, what to change), ...)."""
-  kl = {'kl_scale': 10.0}  # KL summed over the classes: see the docstring.
   ciard = {'method': 'ciard', 'schedule': {'name': 'ciard'}}
   methods = (
       ('SD', {'method': 'sd', 'single_teacher': 'clean',
@@ -89,16 +109,45 @@ def students(data, parts):
                   **({'attack': {'eps_warmup': 0.8}} if data == 'mnist' else {})}),
       # Its loss has no scale; ten times the learning rate does the same.
       ('ARD', {'method': 'ard', 'optimizer': {'learning_rate': 0.5}}),
-      ('RSLAD', {'method': 'rslad', 'rslad': kl}),
-      ('MTARD', {'method': 'mtard', 'mtard': kl}),
-      ('B-MTARD', {'method': 'b_mtard', 'b_mtard': kl}),
-      ('CIARD', {**ciard, 'ciard': kl}),
+      ('RSLAD', {'method': 'rslad', 'rslad': KL}),
+      ('MTARD', {'method': 'mtard', 'mtard': KL}),
+      ('B-MTARD', {'method': 'b_mtard', 'b_mtard': KL}),
+      ('CIARD', {**ciard, 'ciard': KL}),
   )
   if not parts:
     return methods
   return methods + (
-      ('CIARD, no push', {**ciard, 'ciard': {**kl, 'push': False}}),
-      ('CIARD, no retraining', {**ciard, 'ciard': {**kl, 'retrain': False}}),
+      ('CIARD, no push', {**ciard, 'ciard': {**KL, 'push': False}}),
+      ('CIARD, no retraining', {**ciard, 'ciard': {**KL, 'retrain': False}}),
       ('CIARD, no temperatures', {
-          **ciard, 'ciard': {**kl, 'temperatures': False}}),
+          **ciard, 'ciard': {**KL, 'temperatures': False}}),
+  )
+
+
+def family(data):
+  """The rows of all methods, without CIARD's parts."""
+  known = dict(students(data, parts=False))
+  pgd_at = known['PGD-AT']
+  ema = {'averaging': {'name': 'ema', 'decay': 0.99}}
+  swa = {'averaging': {'name': 'swa'}}
+  awp = {'awp': {'gamma': 0.01, 'start': 0.25}}
+  crops = {'data': {'augmentation': 'crop'}} if data == 'fashion_mnist' else {}
+  return (
+      *known.items(),
+      ('TRADES', {'method': 'trades'}),
+      *([('PGD-AT, crops', {**pgd_at, **crops})] if crops else []),
+      ('Consistency', {**pgd_at, **crops, 'method': 'consistency'}),
+      ('KDIGA', {'method': 'kdiga'}),
+      ('KDIGA, gamma 10', {'method': 'kdiga', 'kdiga': {'gamma': 10.0}}),
+      ('IAD', {'method': 'iad'}),
+      ('AdaAD', {'method': 'adaad', 'adaad': KL}),
+      ('AdaIAD', {'method': 'adaiad'}),
+      ('DGAD', {'method': 'dgad'}),
+      ('PGD-AT + EMA', {**pgd_at, **ema}),
+      ('PGD-AT + SWA', {**pgd_at, **swa}),
+      ('PGD-AT + AWP', {**pgd_at, **awp}),
+      ('PGD-AT + EMA + AWP', {**pgd_at, **ema, **awp}),
+      ('RSLAD + EMA + AWP', {**known['RSLAD'], **ema, **awp}),
+      ('CIARD + EMA', {**known['CIARD'], **ema}),
+      ('CIARD + EMA + AWP', {**known['CIARD'], **ema, **awp}),
   )

@@ -58,6 +58,15 @@ def default_config() -> ConfigDict:
           'factor': 0.1,
           'start': 0.5,  # For 'ciard': share after which the rate falls.
       },
+      'averaging': {  # Of the student's weights; the average is what is judged.
+          'name': 'none',  # 'ema' (every step) or 'swa' (every epoch's end).
+          'decay': 0.995,  # For 'ema'.
+          'start': 0.5,  # Share of the training after which it starts.
+      },
+      'awp': {  # Adversarial weight perturbation, around any method.
+          'gamma': 0.0,  # Relative to each layer's weights, 0.005 to 0.01; 0: off.
+          'start': 0.0,  # Share of the training after which it starts.
+      },
       'train': {
           'epochs': 10,
           'batch_size': 128,

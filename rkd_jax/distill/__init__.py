@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from rkd_jax.distill import (
+    adaad,
+    adaiad,
     ard,
     b_mtard,
     certified,
     cfd,
     ciard,
+    consistency,
+    dgad,
     fd,
+    iad,
+    kdiga,
     mtard,
     pgd_at,
     rslad,
@@ -24,8 +30,8 @@ from rkd_jax.errors import unknown_name
 
 METHODS = {
     module.__name__.rsplit('.', 1)[-1]: module
-    for module in (standard, pgd_at, trades, certified, sd, ard, rslad, mtard,
-                   b_mtard, ciard, fd, cfd)
+    for module in (standard, pgd_at, trades, consistency, certified, sd, kdiga, ard,
+                   iad, rslad, adaad, adaiad, dgad, mtard, b_mtard, ciard, fd, cfd)
 }
 
 __all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',

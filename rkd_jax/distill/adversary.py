@@ -50,6 +50,9 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
     raise ConfigError(f'epochs must be >= 1, got {epochs}')
 
   def adversary(student, batch: Batch, objective='ce', teacher=None):
+    return batch.once(lambda: craft(student, batch, objective, teacher))
+
+  def craft(student, batch, objective, teacher):
     eps, step_size = threat['eps'], threat['step_size']
     if threat['eps_warmup']:
       grown = eps_share(threat, epochs, batch.epoch + 1)
@@ -62,6 +65,15 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
         steps=threat['steps'], objective=objective, **start)
 
   return adversary
+
+
+def disagreement(both) -> jax.Array:
+  """KL(T || S), float[B], of (student's logits, teacher's): what AdaAD maximises.
+
+  For `adversary(student, batch, disagreement, teacher)`: the gradient flows into both.
+  """
+  logits, teacher_logits = both
+  return attacks.kl_divergence(teacher_logits, logits)
 
 
 def eps_share(threat: Mapping[str, Any], epochs: int, passed) -> jax.Array:

@@ -18,6 +18,10 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None = None):
   return jnp.sum(values * weights) / jnp.where(total > 0, total, 1)
 
 
+def _call(make):
+  return make()
+
+
 Memory = Any  # Pytree: what changes while a method trains, beside the student.
 
 
@@ -34,6 +38,10 @@ class Batch:
     progress: float32 scalar, the same with the part of the running epoch.
     mean: `mean(values[B], weights[B] | None)`: mean over the *global* batch on
       every device layout; a weighted mean whose weights are all 0 is 0.
+    views: `views(i)`, i >= 1: the same examples augmented anew, as `image`; None where
+      there is nothing but `image`. See `view`.
+    once: `once(make)` is `make()`, images that the inner maximisation found. A step
+      that evaluates the objective at several weights has them made at the first.
   """
 
   image: jax.Array
@@ -43,6 +51,12 @@ class Batch:
   epoch: jax.Array
   progress: jax.Array
   mean: Callable[..., jax.Array] = weighted_mean
+  views: Callable[[int], jax.Array] | None = None
+  once: Callable[[Callable[[], jax.Array]], jax.Array] = _call
+
+  def view(self, number: int) -> jax.Array:
+    """Another augmentation of `image`, one for each number >= 1."""
+    return self.image if self.views is None else self.views(number)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,10 @@ from rkd_jax.losses.distillation import (
     correct,
     cross_entropy,
     entropy,
+    jensen_shannon,
     kl,
     softened_kl,
 )
 
-__all__ = ['correct', 'cross_entropy', 'entropy', 'kl', 'softened_kl']
+__all__ = ['correct', 'cross_entropy', 'entropy', 'jensen_shannon', 'kl',
+           'softened_kl']

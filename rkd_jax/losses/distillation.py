@@ -118,6 +118,34 @@ def entropy(logits: jax.Array, *, temperature=1.0) -> jax.Array:
   return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
+def jensen_shannon(one_logits: jax.Array, other_logits: jax.Array, *,
+                   temperature=1.0) -> jax.Array:
+  """Per-example Jensen-Shannon divergence of two predictions, in nats.
+
+  (KL(p || m) + KL(q || m)) / 2 with p = softmax(one / T), q = softmax(other / T) and
+  m = (p + q) / 2. Symmetric; gradients flow into both.
+
+  Args:
+    one_logits: float[B, K].
+    other_logits: float[B, K].
+    temperature: T > 0, a number or a scalar. No T**2 factor is applied.
+
+  Returns:
+    float[B] in [0, log 2], up to rounding.
+
+  Raises:
+    ConfigError: shapes differ, or a temperature that is a Python number is <= 0.
+  """
+  if one_logits.shape != other_logits.shape:
+    raise ConfigError(f'logits {one_logits.shape} and {other_logits.shape} must match')
+  _check_temperature('temperature', temperature)
+  log_p = jax.nn.log_softmax(one_logits / temperature)
+  log_q = jax.nn.log_softmax(other_logits / temperature)
+  log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+  terms = jnp.exp(log_p) * (log_p - log_m) + jnp.exp(log_q) * (log_q - log_m)
+  return jnp.sum(terms, axis=-1) / 2
+
+
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """1.0 where the largest logit is the label's, else 0.0: float32[B].
 

@@ -60,6 +60,11 @@ class BoundNetwork:
     logits, variables = self.network.train(self.variables, images)
     return logits, dataclasses.replace(self, variables=variables)
 
+  def with_statistics(self, batch_stats) -> 'BoundNetwork':
+    """The same weights with these running statistics."""
+    return dataclasses.replace(
+        self, variables={**self.variables, 'batch_stats': batch_stats})
+
   def frozen(self) -> 'BoundNetwork':
     """The same network, through which no gradient reaches the variables."""
     return dataclasses.replace(

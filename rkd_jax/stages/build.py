@@ -8,7 +8,7 @@ import optax
 from rkd_jax import data, distill, models
 from rkd_jax.distill.method import Method
 from rkd_jax.models.network import Network
-from rkd_jax.training import schedules
+from rkd_jax.training import averaging, awp, schedules
 
 
 def load_data(config) -> data.Dataset:
@@ -50,6 +50,17 @@ def make_optimizer(config) -> optax.GradientTransformation:
   return schedules.make_optimizer(optimizer, schedule)
 
 
+def make_averaging(config) -> averaging.Averaging:
+  """How the student's weights are averaged."""
+  return averaging.make(config.averaging, epochs=config.train.epochs,
+                        steps_per_epoch=steps_per_epoch(config))
+
+
+def make_gradient_at(config):
+  """`gradient_at(epoch)`: at which weights the gradient is taken, see `training.awp`."""
+  return awp.make(config.awp, epochs=config.train.epochs)
+
+
 def steps_per_epoch(config) -> int:
   """Whole batches in the training split."""
   return len(load_data(config).train) // config.train.batch_size
@@ -57,7 +68,8 @@ def steps_per_epoch(config) -> int:
 
 def step_passes(config) -> int:
   """Cost of a training step in passes over its batch, for progress bars."""
-  return 2 + (config.attack.steps if make_method(config).adversarial else 0)
+  attacked = config.attack.steps if make_method(config).adversarial else 0
+  return 2 + attacked + (2 if config.awp.gamma else 0)
 
 
 def training_passes(config) -> int:

@@ -41,6 +41,8 @@ def check(config) -> data.Dataset:
   dataset = build.load_data(config)
   _check_sizes(config, dataset)
   build.make_optimizer(config)
+  build.make_averaging(config)
+  build.make_gradient_at(config)
   network = build.make_network(config.model, dataset, config.dtype)
   key = jax.random.key(0)
   jax.eval_shape(

@@ -63,23 +63,25 @@ def _initial_state(config, method, student, dataset, teachers, tx):
       for role, teacher in teachers.items()})
   create = parallel.compile_fn(functools.partial(
       state_lib.create, student, dataset.image_shape, tx,
-      init_student=method.init_student))
+      init_student=method.init_student, averaging=build.make_averaging(config)))
   return create(memory, init_key=rng.stream(config.seed, 'init'),
                 train_key=rng.stream(config.seed, 'train'))
 
 
 def _compiler(config, method, student, teachers, tx, mesh) -> Callable:
-  """`scan_at(epoch)`: compiled once for each objective of the method."""
+  """`scan_at(epoch)`: compiled once for each objective and gradient."""
   networks = {role: teacher.network for role, teacher in teachers.items()}
+  gradient_at = build.make_gradient_at(config)
 
   @functools.cache
-  def compiled(objective):
+  def compiled(objective, gradient):
     return parallel.compile_scan(step.make_scan(step.make_train_step(
         objective, Batch, student, networks, tx,
         augment=augment.AUGMENTATIONS[config.data.augmentation],
-        steps_per_epoch=build.steps_per_epoch(config))), mesh)
+        steps_per_epoch=build.steps_per_epoch(config), gradient=gradient,
+        averaging=build.make_averaging(config))), mesh)
 
-  return lambda epoch: compiled(method.objective_at(epoch))
+  return lambda epoch: compiled(method.objective_at(epoch), gradient_at(epoch))
 
 
 def _fit(workdir, plan, state, method, progress) -> None:
@@ -105,7 +107,7 @@ def _fit(workdir, plan, state, method, progress) -> None:
 
 
 def _export(workdir, when, state, method: Method) -> None:
-  weights.save(weights_file(workdir, 'student', when), state.variables)
+  weights.save(weights_file(workdir, 'student', when), state.judged)
   for role, variables in method.retrained(state.memory).items():
     weights.save(weights_file(workdir, role, when), variables)
 
@@ -125,7 +127,7 @@ def _validator(config, method, student, teachers, dataset) -> Callable:
       batch_size=min(config.evaluation.batch_size, len(split)))
 
   def validate(state):
-    results = check(student, state.variables)
+    results = check(student, state.judged)
     values = {name: results[name]['accuracy'] for name in names}
     values[SCORE] = sum(values.values()) / len(names)
     for role, variables in method.retrained(state.memory).items():

@@ -6,6 +6,7 @@ minimises and what the attacker maximises is the method's objective
 (`rkd_jax.distill`), so this file is the same for all methods.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -15,16 +16,20 @@ from jax import lax
 
 from rkd_jax.data.batches import to_float
 from rkd_jax.models.network import BoundNetwork, Network
-from rkd_jax.training import rng
+from rkd_jax.training import averaging as averaging_lib
+from rkd_jax.training import awp, rng
 
 _AUGMENT = 0  # Stream tags below an example's key.
 _METHOD = 1
+_VIEWS = 2
 
 
 def make_train_step(objective: Callable, make_batch: Callable,
                     student: Network, teachers: Mapping[str, Network],
                     tx: optax.GradientTransformation, *,
-                    augment: Callable, steps_per_epoch: int):
+                    augment: Callable, steps_per_epoch: int,
+                    gradient: awp.Gradient = awp.plain_gradient,
+                    averaging: averaging_lib.Averaging = averaging_lib.OFF):
   """Builds the pure step of one objective.
 
   Args:
@@ -35,6 +40,8 @@ def make_train_step(objective: Callable, make_batch: Callable,
     tx: the student's optimiser.
     augment: `(key, image) -> image` on one image [H, W, C], dtype kept.
     steps_per_epoch: batches in an epoch.
+    gradient: at which weights the gradient is taken, see `training.awp`.
+    averaging: of the student, see `training.averaging`.
 
   Returns:
     `step(state, frozen, batch) -> (state, metrics)`: `frozen` holds the
@@ -46,33 +53,37 @@ def make_train_step(objective: Callable, make_batch: Callable,
   def step(state, frozen, batch):
     keys = rng.example_keys(state.key, state.step, batch['index'])
     split = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    image = jax.vmap(augment)(split(keys, _AUGMENT), batch['image'])
-    view = make_batch(
-        image=to_float(image), label=batch['label'],
+    images = lambda keys: to_float(jax.vmap(augment)(keys, batch['image']))
+    image = images(split(keys, _AUGMENT))
+    filled = functools.partial(
+        make_batch, image=image, label=batch['label'],
         key=split(keys, _METHOD), step=state.step,
         epoch=state.step // steps_per_epoch,
-        progress=state.step / steps_per_epoch)
+        progress=state.step / steps_per_epoch,
+        views=lambda number: images(split(split(keys, _VIEWS), number)))
     bound = {role: BoundNetwork(network, frozen[role])
              for role, network in teachers.items()}
 
-    def loss_fn(params):
+    def loss_fn(params, found=None):
+      once, made = awp.reuse(found)
       learner = BoundNetwork(student, {**state.variables, 'params': params})
-      outcome = objective(learner, bound, state.memory, view)
+      outcome = objective(learner, bound, state.memory, filled(once=once))
       loss = jnp.mean(outcome.loss)
-      return loss, (outcome.student.variables['batch_stats'], outcome.memory,
-                    {'loss': loss, **outcome.metrics})
+      return loss, ({'loss': loss, **outcome.metrics}, made,
+                    outcome.student.variables['batch_stats'], outcome.memory)
 
-    grads, (stats, memory, metrics) = jax.grad(loss_fn, has_aux=True)(
-        state.variables['params'])
+    grads, (metrics, _, stats, memory) = gradient(loss_fn, state.variables['params'])
     updates, opt_state = tx.update(
         grads, state.opt_state, state.variables['params'])
     params = optax.apply_updates(state.variables['params'], updates)
     metrics = {name: jnp.mean(value).astype(jnp.float32)
                for name, value in metrics.items()}
     metrics['grad_norm'] = optax.tree.norm(grads)
+    variables = {'params': params, 'batch_stats': stats}
     return state.replace(
-        step=state.step + 1, variables={'params': params, 'batch_stats': stats},
-        opt_state=opt_state, memory=lax.stop_gradient(memory)), metrics
+        step=state.step + 1, variables=variables, opt_state=opt_state,
+        memory=lax.stop_gradient(memory),
+        averaged=averaging.update(state.averaged, variables, state.step)), metrics
 
   return step
 

@@ -125,7 +125,8 @@ def test_every_method_keeps_the_form_of_its_memory(lab):
 def test_registry():
   assert set(distill.METHODS) == {
       'standard', 'pgd_at', 'trades', 'sd', 'ard', 'rslad', 'mtard', 'b_mtard',
-      'ciard', 'certified', 'fd', 'cfd'}
+      'ciard', 'certified', 'fd', 'cfd', 'iad', 'adaad', 'adaiad', 'kdiga', 'dgad',
+      'consistency'}
   for name, line in distill.describe().items():
     assert line and '\n' not in line
     for value in distill.defaults(name).values():
@@ -147,9 +148,9 @@ def test_adversarial_says_who_attacks():
 def test_roles():
   roles = {name: distill.make(name, {}, threat={}, epochs=3).roles
            for name in distill.METHODS}
-  for name in ('standard', 'pgd_at', 'trades', 'certified'):
+  for name in ('standard', 'pgd_at', 'trades', 'certified', 'consistency'):
     assert roles[name] == ()
-  for name in ('sd', 'ard', 'rslad'):
+  for name in ('sd', 'ard', 'rslad', 'iad', 'adaad', 'adaiad', 'kdiga', 'dgad', 'fd'):
     assert roles[name] == ('teacher',)
   for name in ('mtard', 'b_mtard', 'ciard'):
     assert roles[name] == ('clean', 'robust')
@@ -179,6 +180,19 @@ def test_roles():
     ('ciard', {'push': 1}, {}, 'true or false'),
     ('ciard', {'retrain_from': 1.0}, {}, r'retrain_from must be in \[0, 1\)'),
     ('ciard', {'retrain_momentum': 1.0}, {}, 'retrain_momentum'),
+    ('iad', {'temperature': 0.0}, {}, 'temperature must be > 0'),
+    ('iad', {'introspect_from': 1.0}, {}, r'introspect_from must be in \[0, 1\)'),
+    ('adaiad', {'beta': -0.1}, {}, 'beta must be >= 0'),
+    ('adaiad', {'alpha': 1.1}, {}, 'alpha'),
+    ('adaad', {'alpha': -0.1}, {}, 'alpha'),
+    ('adaad', {'kl_scale': 0.0}, {}, 'kl_scale'),
+    ('kdiga', {'gamma': -1.0}, {}, 'gamma must be >= 0'),
+    ('kdiga', {'temperature': 0.0}, {}, 'temperature'),
+    ('kdiga', {'alpha': 2.0}, {}, 'alpha'),
+    ('dgad', {'beta': float('nan')}, {}, 'beta'),
+    ('consistency', {'weight': -1.0}, {}, 'weight'),
+    ('consistency', {'temperature': 0.0}, {}, 'temperature'),
+    ('consistency', {'weigth': 1.0}, {}, "did you mean 'weight'"),
     ('pgd_at', {}, {'norm': 'l1'}, "'l1'"),
     ('pgd_at', {}, {'eps': -0.1}, 'eps'),
     ('pgd_at', {}, {'step_size': float('inf')}, 'step_size'),

@@ -167,6 +167,31 @@ def test_pgd_inside_the_step_agrees_on_a_mesh(parts):
   np.testing.assert_allclose(one, other, atol=2e-3)
 
 
+def test_views_are_other_augmentations_of_the_same_examples(parts):
+  """An augmentation that adds a number of the key; views are drawn by example alone."""
+  fresh, frozen, data, order, _ = parts
+  network = Network(Tiny())
+
+  def seen(student, teachers, memory, batch):
+    del teachers
+    logits, student = student.train(batch.image)
+    shifts = [255 * (view - batch.image) for view in (
+        batch.view(1), batch.view(1), batch.view(2))]
+    return Outcome(losses.cross_entropy(logits, batch.label), student, memory, {
+        'one': shifts[0].mean(), 'spread': shifts[0].std(axis=(1, 2, 3)).max(),
+        'again': jnp.abs(shifts[0] - shifts[1]).max(),
+        'other': (shifts[0] != shifts[2]).mean()})
+
+  scan = step.make_scan(step.make_train_step(
+      seen, Batch, network, {'teacher': network}, optax.sgd(0.1, momentum=0.9),
+      augment=lambda key, image: image // 2 + jax.random.randint(
+          key, (), 0, 100).astype(image.dtype), steps_per_epoch=2))
+  _, metrics = run((fresh, frozen, data, order[:1], scan), None)
+  assert abs(metrics['one'][0]) > 0.5 and metrics['other'][0] > 0.8
+  assert metrics['again'][0] == 0
+  assert metrics['spread'][0] < 1e-3  # One number an example: the pixels are its own.
+
+
 def test_devices_and_batch_sizes_that_do_not_fit():
   with pytest.raises(ValueError, match='devices = 9, but 8 cpu'):
     parallel.make_mesh(9)

@@ -1,0 +1,29 @@
+"""IAD: introspective adversarial distillation (Zhu et al. 2022, arXiv:2106.04928)."""
+
+from rkd_jax.distill import introspection
+from rkd_jax.distill.adversary import UNIFORM, make_adversary
+from rkd_jax.distill.method import Method
+
+SUMMARY = "IAD: the teacher's clean prediction, and the student's own where that fails"
+
+DEFAULTS = {**introspection.DEFAULTS}
+
+
+def make(settings, *, threat, epochs) -> Method:
+  """T^2 KL(T(x)/T || S(x')/T) + (1 - p_T(y|x')^beta) KL(S(x) || S(x')).
+
+  The variant IAD-I; see `introspection.make` for alpha, for when the second term is
+  on and for the order of things. x' maximises CE(S(x'), y) from a uniform start.
+
+  Args:
+    settings: see `introspection.make`.
+    threat: see `adversary.make_adversary`.
+    epochs: epochs of the whole training.
+
+  Raises:
+    ConfigError: an invalid setting or threat.
+  """
+  adversary = make_adversary(threat, epochs=epochs, start=UNIFORM)
+  return introspection.make(
+      'iad', settings, epochs=epochs, target='clean',
+      attack=lambda student, teacher, batch: adversary(student, batch))
