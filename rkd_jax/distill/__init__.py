@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rkd_jax.distill import (
+    adaptive,
     ard,
     b_mtard,
     certified,
@@ -12,6 +13,7 @@ from rkd_jax.distill import (
     fd,
     mtard,
     pgd_at,
+    robustkd,
     rslad,
     sd,
     standard,
@@ -25,7 +27,7 @@ from rkd_jax.errors import unknown_name
 METHODS = {
     module.__name__.rsplit('.', 1)[-1]: module
     for module in (standard, pgd_at, trades, certified, sd, ard, rslad, mtard,
-                   b_mtard, ciard, fd, cfd)
+                   b_mtard, ciard, fd, cfd, robustkd, adaptive)
 }
 
 __all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',
