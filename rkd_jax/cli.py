@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
   show.add_argument('--data-dir', default='', metavar='DIR', help='where they are')
   show.add_argument('--out', default='', metavar='FILE',
                     help='the PNG (default: DIR/figures/trigger.png, trigger.png)')
+  table = add('backdoor-table', _backdoor_table, 'ACC, ASR and DER of several finished '
+              'comparisons of poisoned teachers, a trigger each, in one table')
+  table.add_argument('workdirs', nargs='+', metavar='DIR', help='of `rkd compare`')
+  table.add_argument('--out', default='', metavar='FILE', help='also as Markdown')
   add('list', _list, 'models, methods, attacks, triggers, defences and data sets')
   return parser
 
@@ -175,6 +179,16 @@ def _show_trigger(arguments, rest):
     trigger = backdoors.FIXED[arguments.trigger](dataset.image_shape)
   clean = dataset.test.image[:6]
   print(f'picture: {triggers.draw(clean, trigger.apply(clean), trigger.name, path)}')
+
+
+def _backdoor_table(arguments, rest):
+  from rkd_jax import backdoor_table
+  from rkd_jax.evaluation import tables
+  _no_more(rest)
+  rows = backdoor_table.table(arguments.workdirs)
+  print(tables.plain(rows))
+  if arguments.out:
+    pathlib.Path(arguments.out).write_text(tables.markdown(rows) + '\n')
 
 
 def _quickstart(arguments, rest):

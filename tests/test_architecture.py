@@ -28,12 +28,13 @@ BELOW = {
     'experiment': {'errors', 'training', 'report', 'config', 'stages'},
     'comparison': {'errors', 'training', 'evaluation', 'report', 'config',
                    'experiment'},
+    'backdoor_table': {'errors', 'evaluation', 'config'},
     'certification': {'errors', 'training', 'evaluation', 'report', 'config', 'stages',
                       'experiment'},
     'quickstart': {'evaluation', 'config', 'comparison', 'certification'},
-    'cli': {'errors', 'attacks', 'backdoors', 'data', 'detox', 'distill', 'evaluation',
-            'models', 'report', 'config', 'experiment', 'comparison', 'certification',
-            'quickstart'},
+    'cli': {'errors', 'attacks', 'backdoors', 'backdoor_table', 'data', 'detox',
+            'distill', 'evaluation', 'models', 'report', 'config', 'experiment',
+            'comparison', 'certification', 'quickstart'},
     '__main__': {'cli'},
     '__init__': set(),  # Looks names up lazily.
 }
