@@ -13,9 +13,10 @@ without labels at T = 4, and cross-entropy alone. A defence counts only in recip
 through which the backdoor passes. Then RobustKD's published mask, the gates of this
 library, and the baselines, each on the teacher before the same distillation.
 
-Variants: DATA_TRIGGER with DATA mnist or fashion_mnist and TRIGGER badnets, blended,
-sig, lc, wanet, input_aware, ckd, lba, for example mnist_badnets, fashion_mnist_ckd;
-fashion_mnist_badnets_transfer, fashion_mnist_blended_transfer: undefended recipes only
+Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mnist_wanet,
+mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
+fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aware,
+fashion_mnist_ckd, fashion_mnist_lba. Others: fashion_mnist_badnets_transfer, fashion_mnist_blended_transfer: undefended recipes only
 (T = 1, 4, 20, with and without labels); fashion_mnist_badnets_cap,
 fashion_mnist_badnets_share: sensitivity to the mask's cap and to the clean data;
 fashion_mnist_badnets_adaptive: an attacker who keeps feature variance low;
