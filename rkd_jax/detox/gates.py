@@ -21,8 +21,8 @@ from rkd_jax.models import masked
 SUMMARY = 'channel gates and a new head against universal perturbations'
 
 DEFAULTS = {
-    'eps': 0.2, 'attack_steps': 2, 'restart_every': 50, 'weight': 1.0,
-    'penalty': 0.05, 'layers': '', 'head': True, 'weights': False, 'steps': 600,
+    'eps': 0.1, 'attack_steps': 2, 'restart_every': 50, 'weight': 1.0,
+    'penalty': 0.01, 'layers': '', 'head': True, 'weights': False, 'steps': 600,
     'learning_rate': 5e-3, 'batch_size': 64}
 _HEAD = ('head',)
 _OPEN = 3.0  # Gates start at sigmoid(3) = 0.95.
