@@ -17,7 +17,8 @@ Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mni
 mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
 fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aware,
 fashion_mnist_ckd, fashion_mnist_lba. Others: fashion_mnist_badnets_transfer,
-fashion_mnist_blended_transfer: undefended recipes only (T = 1, 4, 20, with and without labels); fashion_mnist_badnets_cap,
+fashion_mnist_blended_transfer: undefended recipes only (T = 1, 4, 20, with and without
+labels); fashion_mnist_badnets_cap,
 fashion_mnist_badnets_share: sensitivity to the mask's cap and to the clean data;
 fashion_mnist_badnets_adaptive: an attacker who keeps feature variance low;
 fashion_mnist_badnets_compose: ciard and fd from a detoxified teacher. Does it run? smoke
@@ -134,8 +135,8 @@ STUDENTS = {
                  defended('head, gates', HEAD, 'gates')),
     'compose': tuple(
         (f'{name}{", gates" if on else ""}', {
-            'method': name, 'detox': {'method': 'gates' if on else '', 'teacher': teacher},
-            **more})
+            'method': name, **more,
+            'detox': {'method': 'gates' if on else '', 'teacher': teacher}})
         for name, teacher, more in (
             ('ciard', 'clean', {'schedule': {'name': 'ciard'},
                                 'ciard': {'kl_scale': 10.0}}),
