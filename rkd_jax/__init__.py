@@ -11,9 +11,9 @@ import importlib
 
 __version__ = '0.1.0'
 
-_MODULES = ('attacks', 'bounds', 'certification', 'comparison', 'config', 'data',
-            'distill', 'errors', 'evaluation', 'experiment', 'faithfulness', 'losses',
-            'models', 'quickstart', 'report', 'training')
+_MODULES = ('attacks', 'backdoors', 'bounds', 'certification', 'comparison', 'config',
+            'data', 'detox', 'distill', 'errors', 'evaluation', 'experiment',
+            'faithfulness', 'losses', 'models', 'quickstart', 'report', 'training')
 _NAMES = {
     'run': 'rkd_jax.experiment',
     'evaluate': 'rkd_jax.experiment',

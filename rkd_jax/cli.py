@@ -75,7 +75,21 @@ def _parser() -> argparse.ArgumentParser:
                        help='another teacher: a safetensors file')
   certify.add_argument('--teacher-model', default='', metavar='MODEL',
                        help='its name, see `rkd list`')
-  add('list', _list, 'models, methods, attacks and data sets')
+  show = add('show-trigger', _show_trigger, 'draw images without and with a trigger, '
+             "and ten times the difference: of a poisoned run, or a trigger's name")
+  show.add_argument('--workdir', default='', metavar='DIR', help='a poisoned run')
+  show.add_argument('--trigger', default='', metavar='NAME',
+                    help='or a fixed trigger, see `rkd list`')
+  show.add_argument('--data', default='digits', metavar='NAME',
+                    help='with --trigger: the images (default: digits)')
+  show.add_argument('--data-dir', default='', metavar='DIR', help='where they are')
+  show.add_argument('--out', default='', metavar='FILE',
+                    help='the PNG (default: DIR/figures/trigger.png, trigger.png)')
+  table = add('backdoor-table', _backdoor_table, 'ACC, ASR and DER of several finished '
+              'comparisons of poisoned teachers, a trigger each, in one table')
+  table.add_argument('workdirs', nargs='+', metavar='DIR', help='of `rkd compare`')
+  table.add_argument('--out', default='', metavar='FILE', help='also as Markdown')
+  add('list', _list, 'models, methods, attacks, triggers, defences and data sets')
   return parser
 
 
@@ -142,6 +156,41 @@ def _certify(arguments, rest):
   print(f'figure: {workdir / "figures" / "faithfulness.png"}')
 
 
+def _show_trigger(arguments, rest):
+  from rkd_jax import backdoors, data
+  from rkd_jax.backdoors import files
+  from rkd_jax.report import triggers
+  _no_more(rest)
+  if bool(arguments.workdir) == bool(arguments.trigger):
+    raise errors.ConfigError('show-trigger needs one of --workdir (a poisoned run) and '
+                             '--trigger (a name)')
+  path = pathlib.Path(arguments.out or 'trigger.png')
+  if arguments.workdir:
+    workdir = pathlib.Path(arguments.workdir)
+    trigger, _ = files.load(workdir / 'backdoor')
+    settings = json.loads((workdir / 'config.json').read_text())['data']
+    dataset = data.load(settings['name'], data_dir=settings['data_dir'] or None)
+    if not arguments.out:
+      path = workdir / 'figures' / 'trigger.png'
+  else:
+    dataset = data.load(arguments.data, data_dir=arguments.data_dir or None)
+    if arguments.trigger not in backdoors.FIXED:
+      raise errors.unknown_name('fixed trigger', arguments.trigger, backdoors.FIXED)
+    trigger = backdoors.FIXED[arguments.trigger](dataset.image_shape)
+  clean = dataset.test.image[:6]
+  print(f'picture: {triggers.draw(clean, trigger.apply(clean), trigger.name, path)}')
+
+
+def _backdoor_table(arguments, rest):
+  from rkd_jax import backdoor_table
+  from rkd_jax.evaluation import tables
+  _no_more(rest)
+  rows = backdoor_table.table(arguments.workdirs)
+  print(tables.plain(rows))
+  if arguments.out:
+    pathlib.Path(arguments.out).write_text(tables.markdown(rows) + '\n')
+
+
 def _quickstart(arguments, rest):
   from rkd_jax import quickstart
   _no_more(rest)
@@ -151,10 +200,12 @@ def _quickstart(arguments, rest):
 def _list(arguments, rest):
   del arguments
   _no_more(rest)
-  from rkd_jax import attacks, data, distill, models
+  from rkd_jax import attacks, backdoors, data, detox, distill, models
   for title, entries in (('models', models.describe()),
                          ('methods', distill.describe()),
                          ('attacks', attacks.describe()),
+                         ('triggers', backdoors.describe()),
+                         ('defences', detox.describe()),
                          ('data sets', data.describe())):
     print(f'{title}:')
     for name, text in dict(entries).items():

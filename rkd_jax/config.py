@@ -15,9 +15,10 @@ from rkd_jax.errors import ConfigError
 # Stands in `teachers.*.run` for the directory of the run whose config it is.
 WORKDIR = '{workdir}'
 
-# Below these keys a config holds part of the config of another run, whose keys
-# are checked when that run is resolved.
-_FREE = ('teachers.clean.overrides', 'teachers.robust.overrides')
+# Below these keys a config holds part of the config of another run, or arguments
+# of a function, whose keys are checked where they are used.
+_FREE = ('teachers.clean.overrides', 'teachers.robust.overrides',
+         'teachers.poisoned.overrides', 'backdoor.options', 'detox.options')
 
 
 def default_config() -> ConfigDict:
@@ -78,8 +79,26 @@ def default_config() -> ConfigDict:
           'examples': 1000,  # At most; 0: all.
           'attack': 'pgd10',
       },
-      'teachers': {'clean': _teacher(), 'robust': _teacher()},
+      'backdoor': {  # Poisons the training data of this run.
+          'trigger': '',  # See `rkd list`; '': off.
+          'options': {},  # Arguments of the trigger, such as {'size': 4}.
+          'target': 0,
+          'mode': 'all_to_one',  # Or 'all_to_all'.
+          'rate': 0.1,  # In (0, 1]; of the target class's images for clean labels.
+          'cover': -1.0,  # Cover images for each poisoned one; < 0: as published.
+          'copies': False,  # Keep the clean originals of poisoned images too.
+          'layer': 'stage2',  # For ckd and lba: whose features they are made for.
+          'start': '',  # Weights to start from: a safetensors file, or 'source'.
+      },
+      'teachers': {'clean': _teacher(), 'robust': _teacher(),
+                   'poisoned': _teacher()},
       'single_teacher': 'robust',  # Who teaches where a method has one teacher.
+      'detox': {  # What is done to a teacher before anybody learns from it.
+          'method': '',  # See `rkd list`; '': nothing.
+          'options': {},  # Settings of the method.
+          'teacher': 'poisoned',  # Which of the teachers.
+          'share': 0.05,  # Of the training images: the clean data that it takes.
+      },
       'evaluation': {
           'attacks': ('clean', 'fgsm', 'pgd20', 'pgd20_small', 'cw30',
                       'transfer'),
@@ -102,6 +121,7 @@ def _teacher() -> dict:
       'weights': '',  # or a safetensors file,
       'model': '',  # with the model it is of,
       'overrides': {},  # or what to change in this config to train it.
+      'trigger': '',  # With `weights`: a directory `backdoor` of another run.
   }
 
 

@@ -1,7 +1,8 @@
 """An experiment: its stages in order, each of them resumable.
 
-data -> teachers (restored, or trained in a run of their own) -> student ->
-evaluation on the test split -> figures. Every stage leaves a file when it is
+data (poisoned, where this run is an attacker's) -> teachers (restored, or trained in
+a run of their own, and detoxified) -> student -> evaluation on the test split ->
+figures. Every stage leaves a file when it is
 finished and is not run again when the file is there, so the same command
 continues whatever was interrupted.
 """
@@ -12,8 +13,10 @@ from typing import Any
 
 from rkd_jax import config as configuration
 from rkd_jax.report import figures
+from rkd_jax.stages import backdoor as backdoor_stage
 from rkd_jax.stages import build
 from rkd_jax.stages import check as stage_check
+from rkd_jax.stages import detoxify as detox_stage
 from rkd_jax.stages import evaluate as evaluation_stage
 from rkd_jax.stages import train as training_stage
 from rkd_jax.stages.teachers import Teacher, restore
@@ -52,13 +55,20 @@ def run_checked(config, workdir: pathlib.Path, progress) -> dict:
     if config.teachers[name].overrides:
       run_checked(teacher_config(config, name), _folder(workdir, name), progress)
   dataset = build.load_data(config)
-  teachers = _restore(config, workdir, dataset)
-  training_stage.train(config, workdir, dataset, teachers, progress)
+  source = None
+  if backdoor_stage.needs_source(config):
+    run_checked(_source_config(config), workdir / 'source', progress)
+    source = _source(config, workdir, dataset)
+  teachers = _restore(config, workdir, dataset, progress)
+  poisoned, backdoor = backdoor_stage.prepare(config, workdir, dataset, source)
+  training_stage.train(
+      config, workdir, poisoned, teachers, progress,
+      start=backdoor_stage.start_weights(config, dataset, source))
   path = workdir / evaluation_stage.DONE
   if path.exists():
     return json.loads(path.read_text())
   results = evaluation_stage.evaluate(
-      config, workdir, dataset, teachers, progress)
+      config, workdir, dataset, teachers, progress, backdoor)
   figures.draw_run(workdir)
   return results
 
@@ -78,7 +88,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict:
   parallel.enable_compilation_cache()
   with progress_bar() as progress:
     return evaluation_stage.evaluate(
-        config, workdir, dataset, _restore(config, workdir, dataset), progress)
+        config, workdir, dataset, _restore(config, workdir, dataset, progress),
+        progress, backdoor_stage.known(workdir / backdoor_stage.FOLDER, dataset))
 
 
 def check(config):
@@ -103,7 +114,8 @@ def teacher_config(config, name: str):
   """The config with which `config.teachers[name]` is trained."""
   defaults = configuration.default_config()
   sub = configuration.resolve(config)
-  sub.teachers, sub.compare = defaults.teachers, defaults.compare
+  for group in ('teachers', 'compare', 'backdoor', 'detox'):
+    sub[group] = defaults[group]
   configuration.overlay(sub, config.teachers[name].overrides)
   return sub
 
@@ -122,16 +134,41 @@ def restore_teacher(config, workdir: pathlib.Path, dataset, name: str) -> Teache
   return restore(name, spec, dataset, dtype=config.dtype)
 
 
-def _restore(config, workdir, dataset) -> dict[str, Teacher]:
-  """The teachers by role, those trained for this experiment among them."""
-  return {role: restore_teacher(config, workdir, dataset, name)
-          for role, name in teacher_names(config).items()}
+def _restore(config, workdir, dataset, progress) -> dict[str, Teacher]:
+  """The teachers by role, those trained for this experiment among them.
+
+  The one that `config.detox` names is detoxified.
+  """
+  found = {role: restore_teacher(config, workdir, dataset, name)
+           for role, name in teacher_names(config).items()}
+  if config.detox.method:
+    for role, name in teacher_names(config).items():
+      if name == config.detox.teacher:
+        found[role] = detox_stage.detoxify(
+            config, workdir, dataset, found[role], progress)
+  return found
+
+
+def _source_config(config):
+  """The config of the clean network that a trigger is made with."""
+  sub = configuration.resolve(config)
+  sub.backdoor = configuration.default_config().backdoor
+  sub.method = 'standard'
+  return sub
+
+
+def _source(config, workdir, dataset):
+  """(network, variables) of that network, once it is trained."""
+  spec = configuration.ConfigDict({'run': str(workdir / 'source'), 'weights': ''})
+  teacher = restore('source', spec, dataset, dtype=config.dtype)
+  return teacher.network, teacher.variables
 
 
 def cost(config: Any) -> int:
   """Cost of a whole experiment in passes over a batch, as a bar counts them."""
   config = configuration.resolve(config)
-  return build.training_passes(config) + sum(
+  source = (cost(_source_config(config)) if backdoor_stage.needs_source(config) else 0)
+  return source + build.training_passes(config) + sum(
       cost(teacher_config(config, name))
       for name in teacher_names(config).values()
       if config.teachers[name].overrides)

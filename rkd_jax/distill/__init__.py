@@ -6,6 +6,7 @@ from typing import Any
 from rkd_jax.distill import (
     adaad,
     adaiad,
+    adaptive,
     ard,
     b_mtard,
     certified,
@@ -18,6 +19,7 @@ from rkd_jax.distill import (
     kdiga,
     mtard,
     pgd_at,
+    robustkd,
     rslad,
     sd,
     standard,
@@ -31,7 +33,8 @@ from rkd_jax.errors import unknown_name
 METHODS = {
     module.__name__.rsplit('.', 1)[-1]: module
     for module in (standard, pgd_at, trades, consistency, certified, sd, kdiga, ard,
-                   iad, rslad, adaad, adaiad, dgad, mtard, b_mtard, ciard, fd, cfd)
+                   iad, rslad, adaad, adaiad, dgad, mtard, b_mtard, ciard, fd, cfd,
+                   robustkd, adaptive)
 }
 
 __all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rkd_jax.models.network import BoundNetwork
+from rkd_jax.models.network import BoundNetwork, Network
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array | None = None):
@@ -95,6 +95,21 @@ def _unchanged(key, variables):
 
 
 @dataclasses.dataclass(frozen=True)
+class Attachment:
+  """A student together with what is trained beside it by the same optimiser.
+
+  Attributes:
+    network: takes the student's place while it is trained.
+    init: `init(key, variables) -> variables` of its fresh variables.
+    detach: its variables -> those of the student alone.
+  """
+
+  network: Network
+  init: Callable[[jax.Array, Any], Any]
+  detach: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """A distillation method.
 
@@ -111,6 +126,9 @@ class Method:
     init_student: `init_student(key, variables) -> variables`: what the method makes of
       the student's fresh variables. Raises ConfigError for a network that it cannot
       train; called abstractly before anything is written.
+    attach: `attach(student, {role: BoundNetwork}, image_shape) -> Attachment`, for
+      methods that train more than the student, such as connectors to features; None
+      for most. Raises ConfigError for networks that do not fit each other.
   """
 
   name: str
@@ -120,6 +138,7 @@ class Method:
   retrained: Callable[[Memory], Mapping[str, Any]] = _nothing
   adversarial: bool = True
   init_student: Callable[[jax.Array, Any], Any] = _unchanged
+  attach: Callable[..., Attachment] | None = None
 
   def objective_at(self, epoch: int) -> Objective:
     """The objective that is on in an epoch (counted from 0)."""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rkd_jax.models.taps import Tap
+
 Variables = Any  # {'params': pytree, 'batch_stats': pytree (may be empty)}
 
 
@@ -32,14 +34,16 @@ class Network:
     """
     return self.module.apply(variables, images, train=False)
 
-  def train(self, variables: Variables, images: jax.Array):
+  def train(self, variables: Variables, images: jax.Array, tap: Tap | None = None):
     """Training mode: (logits float32[B, K], variables).
 
     BatchNorm uses the statistics of this batch and updates its running ones;
-    the returned variables differ from the given ones in `batch_stats` alone.
+    the returned variables differ from the given ones in `batch_stats` alone. A
+    `tap` sees the features, see `models.taps`.
     """
     logits, updated = self.module.apply(
-        variables, images, train=True, mutable=['batch_stats'])
+        variables, images, train=True, mutable=['batch_stats'],
+        **({} if tap is None else {'tap': tap}))
     stats = updated.get('batch_stats', variables['batch_stats'])
     return logits, {**variables, 'batch_stats': stats}
 
@@ -55,9 +59,10 @@ class BoundNetwork:
     """Evaluation-mode logits float32[B, K]."""
     return self.network.predict(self.variables, images)
 
-  def train(self, images: jax.Array) -> tuple[jax.Array, 'BoundNetwork']:
+  def train(self, images: jax.Array, tap: Tap | None = None
+            ) -> tuple[jax.Array, 'BoundNetwork']:
     """Training-mode logits, and the network with its new running statistics."""
-    logits, variables = self.network.train(self.variables, images)
+    logits, variables = self.network.train(self.variables, images, tap)
     return logits, dataclasses.replace(self, variables=variables)
 
   def with_statistics(self, batch_stats) -> 'BoundNetwork':

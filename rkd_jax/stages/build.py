@@ -62,8 +62,11 @@ def make_gradient_at(config):
 
 
 def steps_per_epoch(config) -> int:
-  """Whole batches in the training split."""
-  return len(load_data(config).train) // config.train.batch_size
+  """Whole batches in the training split, clean copies of poisoned images included."""
+  count = len(load_data(config).train)
+  if config.backdoor.trigger and config.backdoor.copies:
+    count += round(config.backdoor.rate * count)
+  return count // config.train.batch_size
 
 
 def step_passes(config) -> int:

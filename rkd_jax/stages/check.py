@@ -5,7 +5,7 @@ import jax
 from rkd_jax import data
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import robustness
-from rkd_jax.stages import build
+from rkd_jax.stages import backdoor, build, detoxify
 from rkd_jax.training import parallel
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -40,6 +40,8 @@ def check(config) -> data.Dataset:
       config.train.batch_size, parallel.make_mesh(config.devices))
   dataset = build.load_data(config)
   _check_sizes(config, dataset)
+  backdoor.check(config, dataset)
+  detoxify.check(config)
   build.make_optimizer(config)
   build.make_averaging(config)
   build.make_gradient_at(config)

@@ -10,6 +10,7 @@ from rkd_jax.evaluation import robustness
 from rkd_jax.models import weights
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
+from rkd_jax.stages.backdoor import Backdoor
 from rkd_jax.stages.teachers import Teacher
 from rkd_jax.stages.train import DONE as TRAINED
 from rkd_jax.stages.train import weights_file
@@ -19,8 +20,12 @@ DONE = pathlib.Path('tables', 'evaluation.json')
 
 
 def evaluate(config, workdir: pathlib.Path, dataset,
-             teachers: Mapping[str, Teacher], progress) -> dict:
+             teachers: Mapping[str, Teacher], progress,
+             backdoor: Backdoor | None = None) -> dict:
   """Attacks the student of a finished training; writes and returns the table.
+
+  With the success rate 'asr' of `backdoor`, the run's own, or else of that of a
+  teacher.
 
   Best (by validation) and last checkpoint are both reported. For every teacher
   that the method retrained: its own white-box robustness before and after.
@@ -38,12 +43,28 @@ def evaluate(config, workdir: pathlib.Path, dataset,
       'method': config.method, 'model': config.model, 'data': config.data.name,
       'seed': config.seed, 'norm': config.attack.norm, 'eps': config.attack.eps,
       'examples': len(split), 'training': training,
-      'student': _students(config, workdir, dataset, teachers, training, check),
+      'student': _students(config, workdir, dataset, teachers, training,
+                           _with_asr(config, check, split, backdoor, teachers)),
       'retrained_teachers': _retrained(config, workdir, teachers, check),
       **provenance.describe()}
   progress.detail('')
   configuration.write_json(workdir / DONE, results)
   return results
+
+
+def _with_asr(config, check, split, backdoor, teachers):
+  """`check`, whose results also hold the ASR where a backdoor is known."""
+  known = [backdoor, *(teacher.backdoor for teacher in teachers.values())]
+  known = [one for one in known if one is not None]
+  if not known:
+    return check
+
+  def both(network, variables, **settings):
+    asr = known[0].success(
+        network, variables, split, min(config.evaluation.batch_size, len(split)))
+    return {**check(network, variables, **settings), 'asr': asr}
+
+  return both
 
 
 def _students(config, workdir, dataset, teachers, training, check):

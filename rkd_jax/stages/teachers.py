@@ -8,15 +8,18 @@ from rkd_jax import data
 from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.models import weights
 from rkd_jax.models.network import Network, Variables
+from rkd_jax.stages import backdoor as backdoor_stage
 from rkd_jax.stages import build
+from rkd_jax.stages.backdoor import Backdoor
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """A network and its weights as they were before the student is trained."""
+  """A network and its weights as they are before the student is trained."""
 
   network: Network
   variables: Variables
+  backdoor: Backdoor | None = None  # What it was poisoned with, if that is known.
 
 
 def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
@@ -24,7 +27,8 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
 
   Args:
     name: 'clean' or 'robust', for messages.
-    spec: `run` (a finished run's directory) or `weights` and `model`.
+    spec: `run` (a finished run's directory) or `weights` and `model`, then with
+      `trigger` if its backdoor is known.
     dataset: what it must fit: number of classes and image shape.
     dtype: of the computation.
 
@@ -53,5 +57,7 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
       raise ConfigError(f'config.teachers.{name}.weights needs '
                         f'config.teachers.{name}.model, for example resnet18')
   network = build.make_network(model, dataset, dtype)
-  return Teacher(network, weights.load(
-      file, weights.template(network.module, dataset.image_shape)))
+  trigger = folder / 'backdoor' if spec.run else spec.trigger
+  return Teacher(
+      network, weights.load(file, weights.template(network.module, dataset.image_shape)),
+      backdoor_stage.known(trigger, dataset) if trigger else None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from rkd_jax import config as configuration
 from rkd_jax.data import augment
-from rkd_jax.distill.method import Batch, Method
+from rkd_jax.distill.method import Attachment, Batch, Method
 from rkd_jax.evaluation import robustness
 from rkd_jax.models import weights
 from rkd_jax.models.network import BoundNetwork
@@ -28,8 +28,11 @@ def weights_file(workdir: pathlib.Path, who: str, when: str) -> pathlib.Path:
 
 
 def train(config, workdir: pathlib.Path, dataset,
-          teachers: Mapping[str, Teacher], progress) -> None:
-  """Trains the student and writes its weights; nothing if that was done."""
+          teachers: Mapping[str, Teacher], progress, start=None) -> None:
+  """Trains the student and writes its weights; nothing if that was done.
+
+  `start`: variables to begin with in place of fresh ones.
+  """
   progress.stage(f'{config.method} {config.model}')
   if (workdir / DONE).exists():
     progress.advance(build.training_passes(config))
@@ -38,9 +41,14 @@ def train(config, workdir: pathlib.Path, dataset,
   mesh = parallel.make_mesh(config.devices)
   parallel.check_batch_size(config.train.batch_size, mesh)
   student = build.make_network(config.model, dataset, config.dtype)
+  attached = _attach(method, student, dataset, teachers)
+  student = attached.network
   tx = build.make_optimizer(config)
-  state = parallel.replicate(
-      _initial_state(config, method, student, dataset, teachers, tx), mesh)
+  state = _initial_state(config, method, attached, dataset, teachers, tx)
+  if start is not None:
+    state = state.replace(
+        variables=start, averaged=build.make_averaging(config).init(start))
+  state = parallel.replicate(state, mesh)
   plan = loop.Plan(
       scan_at=_compiler(config, method, student, teachers, tx, mesh),
       frozen=parallel.replicate(
@@ -54,16 +62,26 @@ def train(config, workdir: pathlib.Path, dataset,
       validate_every=config.validation.every,
       checkpoint_every=config.train.checkpoint_every,
       step_passes=build.step_passes(config))
-  _fit(workdir, plan, state, method, progress)
+  _fit(workdir, plan, state, method, attached.detach, progress)
 
 
-def _initial_state(config, method, student, dataset, teachers, tx):
-  memory = method.init_memory({
-      role: BoundNetwork(teacher.network, teacher.variables)
-      for role, teacher in teachers.items()})
+def _bound(teachers):
+  return {role: BoundNetwork(teacher.network, teacher.variables)
+          for role, teacher in teachers.items()}
+
+
+def _attach(method, student, dataset, teachers) -> Attachment:
+  """The student with what the method trains beside it: nothing, for most."""
+  if method.attach is None:
+    return Attachment(student, method.init_student, lambda variables: variables)
+  return method.attach(student, _bound(teachers), dataset.image_shape)
+
+
+def _initial_state(config, method, attached, dataset, teachers, tx):
+  memory = method.init_memory(_bound(teachers))
   create = parallel.compile_fn(functools.partial(
-      state_lib.create, student, dataset.image_shape, tx,
-      init_student=method.init_student, averaging=build.make_averaging(config)))
+      state_lib.create, attached.network, dataset.image_shape, tx,
+      init_student=attached.init, averaging=build.make_averaging(config)))
   return create(memory, init_key=rng.stream(config.seed, 'init'),
                 train_key=rng.stream(config.seed, 'train'))
 
@@ -84,7 +102,7 @@ def _compiler(config, method, student, teachers, tx, mesh) -> Callable:
   return lambda epoch: compiled(method.objective_at(epoch), gradient_at(epoch))
 
 
-def _fit(workdir, plan, state, method, progress) -> None:
+def _fit(workdir, plan, state, method, detach, progress) -> None:
   checkpoints = Checkpoints(workdir / 'checkpoints')
   if checkpoints.latest is not None:
     state = checkpoints.restore(state)
@@ -94,8 +112,8 @@ def _fit(workdir, plan, state, method, progress) -> None:
   state = loop.fit(state, plan, checkpoints, log, progress)
   seconds = time.perf_counter() - began
   best = checkpoints.best
-  _export(workdir, 'last', state, method)
-  _export(workdir, 'best', checkpoints.restore(state, best), method)
+  _export(workdir, 'last', state, method, detach)
+  _export(workdir, 'best', checkpoints.restore(state, best), method, detach)
   checkpoints.close()
   log.close()
   configuration.write_json(workdir / DONE, {
@@ -106,8 +124,8 @@ def _fit(workdir, plan, state, method, progress) -> None:
       **provenance.describe()})
 
 
-def _export(workdir, when, state, method: Method) -> None:
-  weights.save(weights_file(workdir, 'student', when), state.judged)
+def _export(workdir, when, state, method: Method, detach) -> None:
+  weights.save(weights_file(workdir, 'student', when), detach(state.judged))
   for role, variables in method.retrained(state.memory).items():
     weights.save(weights_file(workdir, role, when), variables)
 

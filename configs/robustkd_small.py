@@ -1,0 +1,144 @@
+"""Does a backdoor pass from a teacher to its student, and what stops it?
+
+Command:  rkd compare --config configs/robustkd_small.py:fashion_mnist_badnets \\
+              --workdir runs/fashion_badnets
+          rkd backdoor-table runs/fashion_badnets runs/fashion_blended
+Cost:     see docs/backdoors.md.
+Expected: the tables in docs/backdoors.md.
+
+One poisoned teacher (cnn_16_32, standard training), students cnn_8_16 that see clean
+images alone. First without a defence, by four recipes: features with cross-entropy
+(the published kind of distillation), features alone through a reused head, logits
+without labels at T = 4, and cross-entropy alone. A defence counts only in recipes
+through which the backdoor passes. Then RobustKD's published mask, the gates of this
+library, and the baselines, each on the teacher before the same distillation.
+
+Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mnist_wanet,
+mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
+fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aware,
+fashion_mnist_ckd, fashion_mnist_lba. Others: fashion_mnist_badnets_transfer,
+fashion_mnist_blended_transfer: undefended recipes only (T = 1, 4, 20, with and without
+labels); fashion_mnist_badnets_cap,
+fashion_mnist_badnets_share: sensitivity to the mask's cap and to the clean data;
+fashion_mnist_badnets_adaptive: an attacker who keeps feature variance low;
+fashion_mnist_badnets_compose: ciard and fd from a detoxified teacher. Does it run? smoke
+"""
+
+import ml_collections
+
+TRIGGERS = ('badnets', 'blended', 'sig', 'lc', 'wanet', 'input_aware', 'ckd', 'lba')
+_PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
+               for trigger in TRIGGERS)
+_BADNETS = 'fashion_mnist_badnets'
+VARIANTS = (*_PAIRS, f'{_BADNETS}_transfer', 'fashion_mnist_blended_transfer',
+            *(f'{_BADNETS}_{what}' for what in ('cap', 'share', 'adaptive', 'compose')),
+            'smoke')
+
+# What the attacks need on these data sets to reach a success rate of 95 %.
+ATTACKS = {
+    'sig': {'rate': 0.8, 'options': {'amplitude': 60 / 255}},
+    'lc': {'rate': 0.8},
+    'wanet': {'options': {'strength': 2.0}},
+    'ckd': {'rate': 0.05, 'copies': True, 'start': 'source', 'layer': 'stage2'},
+    'lba': {'rate': 0.05, 'start': 'source', 'layer': 'stage2'},
+}
+
+
+def get_config(variant=''):
+  """What differs from the defaults."""
+  smoke = variant == 'smoke'
+  if smoke or not variant:
+    variant = _BADNETS
+  data, trigger, what = split(variant)
+  config = ml_collections.ConfigDict({
+      'model': 'cnn_8_16',
+      'single_teacher': 'poisoned',
+      'data': {'name': data, 'train_examples': 10_000, 'test_examples': 2_000},
+      'optimizer': {'learning_rate': 0.05, 'clip_norm': 1.0, 'weight_decay': 5e-4},
+      'schedule': {'warmup': 0.1},
+      'train': {'epochs': 12, 'checkpoint_every': 12},
+      'validation': {'every': 4, 'examples': 500},
+      'evaluation': {'attacks': ('clean',), 'batch_size': 500},
+      'attack': {'eps': 0.1, 'step_size': 0.025, 'eps_warmup': 0.5},
+      'detox': {'share': 0.1},
+      'teachers': {'poisoned': {'overrides': {
+          'method': 'adaptive' if what == 'adaptive' else 'standard',
+          'model': 'cnn_16_32',
+          'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {})}}}},
+      'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
+  })
+  if what == 'compose':
+    config.teachers.clean = config.teachers.poisoned
+    config.teachers.robust = {'overrides': {'method': 'trades', 'model': 'cnn_16_32'}}
+  if smoke:
+    config.data.update({'train_examples': 512, 'test_examples': 100})
+    config.train.epochs = 2
+    config.validation.every = 2
+    config.compare = {'seeds': (0,), 'students': (
+        ('head', HEAD), ('head, mask', {**HEAD, 'detox': {
+            'method': 'masks', 'options': {'steps': 3}}}))}
+  return config
+
+
+def split(variant):
+  """(data, trigger, what else)."""
+  what = ''
+  for suffix in STUDENTS:
+    if suffix and variant.endswith('_' + suffix):
+      variant, what = variant.removesuffix('_' + suffix), suffix
+  data = 'fashion_mnist' if variant.startswith('fashion_mnist') else 'mnist'
+  return data, variant.removeprefix(data + '_'), what
+
+
+# Labels alone; as a student of the teacher, so that the ASR is that of its trigger.
+CE = {'method': 'robustkd', 'robustkd': {'features': 'none'}}
+FEATURES = {'method': 'robustkd', 'robustkd': {
+    'features': 'plain', 'feature_weight': 1.0}}
+# Long enough: with SGD or 12 epochs the head is not fitted and little passes.
+ADAM = {'optimizer': {'name': 'adam', 'learning_rate': 2e-3, 'weight_decay': 0.0,
+                      'clip_norm': 0.0},
+        'train': {'epochs': 25, 'checkpoint_every': 25}, 'validation': {'every': 25}}
+HEAD = {'method': 'robustkd', **ADAM, 'robustkd': {
+    'features': 'none', 'cross_entropy': 0.0, 'head': 'reused'}}
+LOGITS = {'method': 'sd', **ADAM, 'sd': {'temperature': 4.0, 'alpha': 1.0}}
+
+
+def defended(name, recipe, method, **options):
+  """A row: the recipe from a teacher after a defence."""
+  return name, {**recipe, 'detox': {'method': method, 'options': options}}
+
+
+def _logits(temperature, alpha):
+  return {**LOGITS, 'sd': {'temperature': float(temperature), 'alpha': alpha}}
+
+
+UNDEFENDED = (('CE alone', CE), ('features, CE', FEATURES),
+              ('head', HEAD), ('logits', LOGITS))
+DEFENCES = ('finetune', 'fine_pruning', 'nad', 'anp', 'i_bau', 'ft_sam')
+STUDENTS = {
+    '': UNDEFENDED + tuple(
+        defended(f'{short}, {label}', recipe, method, **options)
+        for short, recipe in (('head', HEAD), ('logits', LOGITS))
+        for label, method, options in (
+            ('mask', 'masks', {'cap': 0.05}), ('mask .9', 'masks', {'cap': 0.9}),
+            ('gates', 'gates', {}), *((d, d, {}) for d in DEFENCES))),
+    'transfer': (*UNDEFENDED, ('features OFD, CE', {'method': 'robustkd'}), *(
+        (f'logits T {t}, {"CE" if a < 1 else "no CE"}', _logits(t, a))
+        for t in (1, 4, 20) for a in (1.0, 0.5))),
+    'cap': (('head', HEAD), *(
+        defended(f'head, mask {cap}', HEAD, 'masks', cap=cap)
+        for cap in (0.05, 0.2, 0.5, 0.9))),
+    'share': (('head', HEAD), *(
+        (f'head, gates, {share:.0%}', {**HEAD, 'detox': {
+            'method': 'gates', 'share': share}}) for share in (0.01, 0.05, 0.1, 1.0))),
+    'adaptive': (('head', HEAD), defended('head, mask .9', HEAD, 'masks', cap=0.9),
+                 defended('head, gates', HEAD, 'gates')),
+    'compose': tuple(
+        (f'{name}{", gates" if on else ""}', {
+            'method': name, **more,
+            'detox': {'method': 'gates' if on else '', 'teacher': teacher}})
+        for name, teacher, more in (
+            ('ciard', 'clean', {'schedule': {'name': 'ciard'},
+                                'ciard': {'kl_scale': 10.0}}),
+            ('fd', 'poisoned', {})) for on in (False, True)),
+}

@@ -1,0 +1,163 @@
+"""Poisoned training data as a pure function of the seed."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rkd_jax import attacks
+from rkd_jax.backdoors.trigger import Trigger, check_share, check_target
+from rkd_jax.data.dataset import Split
+from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.training import parallel, rng
+
+MODES = ('all_to_one', 'all_to_all')
+_CHUNK = 500  # Images that are on the device at a time.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Poisoned:
+  """What `poison` returns.
+
+  Attributes:
+    split: the training data, copies of poisoned images at its end.
+    index: int64[n], sorted: where the poisoned images are.
+    cover_index: int64[m], sorted: where the cover images are.
+  """
+
+  split: Split
+  index: np.ndarray
+  cover_index: np.ndarray
+
+
+def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
+           num_classes: int, mode: str = 'all_to_one', cover: float = 0.0,
+           copies: bool = False, perturb: Callable | None = None) -> Poisoned:
+  """Puts a trigger into a share of the training images and relabels them.
+
+  Which images it is depends on `seed` and the labels alone; those of a smaller
+  rate are among those of a larger one.
+
+  Args:
+    split: clean training data, uint8 images.
+    trigger: what is put in. One with `clean_label` takes images of the target class
+      only and leaves their labels.
+    rate: in (0, 1]: share of the images; of those of the target class where the
+      trigger has clean labels.
+    seed: of the choice and of the cover images.
+    num_classes: K.
+    mode: 'all_to_one' makes the label the target, 'all_to_all' (y + 1) mod K.
+    cover: cover images for each poisoned one, see `Trigger.cover`; their labels
+      stay.
+    copies: keep the poisoned images' clean originals too, at the end.
+    perturb: `perturb(images uint8, labels) -> uint8`, done to poisoned images
+      before the trigger; see `harden`.
+
+  Raises:
+    ConfigError: rate outside (0, 1], target out of range, unknown mode, images of
+      another shape than the trigger's, or more images wanted than there are.
+  """
+  _check(trigger, rate, num_classes, mode, cover)
+  labels = np.asarray(split.label)
+  candidates = (np.flatnonzero(labels == trigger.target) if trigger.clean_label
+                else np.arange(len(labels)))
+  order = _shuffled(candidates, seed, 'poison')
+  count = round(rate * len(order))
+  covers = round(cover * count)
+  if not count:
+    raise ConfigError(
+        f'rate {rate} of {len(order)} images is none; use a larger rate, or more '
+        'images')
+  if count + covers > len(labels):
+    raise ConfigError(
+        f'{count} poisoned and {covers} cover images are more than the '
+        f'{len(labels)} there are; lower rate or cover')
+  index = np.sort(order[:count])
+  others = np.setdiff1d(np.arange(len(labels)), index)
+  cover_index = np.sort(_shuffled(others, seed, 'cover')[:covers])
+  image, label = np.array(split.image), np.array(labels)
+  chosen, chosen_labels = image[index], label[index]
+  if perturb is not None:
+    chosen = perturb(chosen, chosen_labels)
+  if copies:
+    image = np.concatenate([image, image[index]])
+    label = np.concatenate([label, label[index]])
+  image[index] = stamped(trigger, chosen)
+  if not trigger.clean_label:
+    label[index] = wanted_labels(chosen_labels, trigger.target, num_classes, mode)
+  if covers:
+    image[cover_index] = _covered(trigger, image[cover_index], cover_index, seed)
+  return Poisoned(Split(image, label), index, cover_index)
+
+
+def wanted_labels(labels, target: int, num_classes: int, mode: str):
+  """The labels that the attacker wants triggered images to get: int[B]."""
+  if mode == 'all_to_all':
+    return (labels + 1) % num_classes
+  return labels * 0 + target
+
+
+def stamped(trigger: Trigger, images: np.ndarray) -> np.ndarray:
+  """`trigger.apply` of many uint8 images, some at a time, as NumPy."""
+  apply = parallel.compile_fn(lambda trigger, images: trigger.apply(images))
+  return _by_chunks(lambda part: apply(trigger, images[part]), len(images))
+
+
+def harden(fn: Callable[[jax.Array], jax.Array], *, eps: float = 8 / 255,
+           steps: int = 20, seed: int = 0) -> Callable:
+  """`perturb` of `poison` for label-consistent poisoning: PGD on another network.
+
+  Args:
+    fn: logits of a clean network in evaluation mode; float images in [0, 1].
+    eps: L-inf radius; steps are of 2.5 eps / steps.
+    steps: of PGD.
+    seed: of the random starts.
+  """
+  attack = parallel.compile_fn(lambda images, labels, key: jnp.round(255 * attacks.pgd(
+      fn, images.astype(jnp.float32) / 255, labels, key=key, eps=eps, steps=steps,
+      step_size=2.5 * eps / steps)).astype(jnp.uint8))
+
+  def perturb(images, labels):
+    key = rng.stream(seed, 'harden')
+    return _by_chunks(lambda part: attack(
+        images[part], labels[part], jax.random.fold_in(key, int(part[0]))),
+        len(images))
+
+  return perturb
+
+
+def _covered(trigger, images, index, seed):
+  cover = parallel.compile_fn(lambda trigger, images, keys: trigger.cover(images, keys))
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+      rng.stream(seed, 'cover'), jnp.asarray(index))
+  return _by_chunks(lambda part: cover(trigger, images[part], keys[part]), len(images))
+
+
+def _by_chunks(fn, count):
+  """fn(int[n]) of all positions, `_CHUNK` at a time; the last chunk is padded."""
+  parts = []
+  for first in range(0, count, _CHUNK):
+    part = np.arange(first, first + min(_CHUNK, count))
+    done = np.asarray(fn(np.minimum(part, count - 1)))
+    parts.append(done[:count - first])
+  return np.concatenate(parts)
+
+
+def _shuffled(candidates, seed, purpose):
+  return np.asarray(jax.random.permutation(
+      rng.stream(seed, purpose), jnp.asarray(candidates)))
+
+
+def _check(trigger, rate, num_classes, mode, cover):
+  check_share('poisoning rate', rate)
+  check_target(trigger.target, num_classes)
+  if mode not in MODES:
+    raise unknown_name('mode', mode, MODES)
+  if mode == 'all_to_all' and trigger.clean_label:
+    raise ConfigError(
+        f'trigger {trigger.name!r} keeps the labels of the target class, so it '
+        "cannot be 'all_to_all'; use 'all_to_one'")
+  if not 0 <= cover < float('inf'):
+    raise ConfigError(f'cover must be >= 0 and finite, got {cover}')

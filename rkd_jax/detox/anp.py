@@ -1,0 +1,97 @@
+"""ANP: prune neurons that an adversary of the weights would use (arXiv:2110.14430)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from rkd_jax import losses
+from rkd_jax.detox.descent import repeat
+from rkd_jax.errors import ConfigError
+
+SUMMARY = 'ANP: prunes the channels that are sensitive to perturbed weights'
+
+DEFAULTS = {'eps': 0.4, 'trade_off': 0.2, 'threshold': 0.2, 'steps': 2000,
+            'learning_rate': 0.2, 'batch_size': 64}
+
+
+def run(network, variables, split, settings, *, key):
+  """Channels whose mask falls below `threshold` get weight 0.
+
+  Masks m in [0, 1], one a channel, minimise trade_off * L(m) + (1 - trade_off) *
+  max L(m + d, 1 + e), |d|, |e| <= eps, where channel weights are multiplied by m + d
+  and biases by 1 + e (their eq. 3 to 5). A channel's weight is the scale of its
+  BatchNorm, or the kernel of its convolution in networks without.
+
+  Args:
+    network, variables: the teacher, in evaluation mode throughout.
+    split: clean images and labels.
+    settings: `eps` >= 0, `trade_off` and `threshold` in [0, 1], `steps`,
+      `learning_rate` of SGD on the masks, `batch_size`.
+    key: of the batches and the perturbations' starts.
+
+  Returns:
+    (network, variables).
+
+  Raises:
+    ConfigError: a setting out of its range, or a network without channels.
+  """
+  for name in ('trade_off', 'threshold'):
+    if not 0 <= settings[name] <= 1:
+      raise ConfigError(f'{name} must be in [0, 1], got {settings[name]}')
+  if not settings['eps'] >= 0:
+    raise ConfigError(f'eps must be >= 0, got {settings["eps"]}')
+  flat = traverse_util.flatten_dict(variables['params'])
+  channels = channel_weights(flat)
+  if not channels:
+    raise ConfigError('the network has neither BatchNorm nor convolutions to prune')
+  rest = {name: tree for name, tree in variables.items() if name != 'params'}
+  eps, share = settings['eps'], settings['trade_off']
+  tx = optax.sgd(settings['learning_rate'], momentum=0.9)
+
+  def loss(mask, noise, image, label):
+    params = perturbed(flat, channels, mask, noise)
+    logits = network.predict({**rest, 'params': params}, image)
+    return jnp.mean(losses.cross_entropy(logits, label))
+
+  def step(state, image, label, key):
+    mask, optimizer = state
+    draw = lambda path, i: jax.random.uniform(
+        jax.random.fold_in(key, i), mask[path].shape, minval=-eps, maxval=eps)
+    start = {path: {'weight': draw(path, 2 * i), 'bias': draw(path, 2 * i + 1)}
+             for i, path in enumerate(channels)}
+    grads = jax.grad(loss, argnums=1)(mask, start, image, label)
+    noise = jax.tree.map(
+        lambda n, g: jnp.clip(n + eps * jnp.sign(g), -eps, eps), start, grads)
+    still = jax.tree.map(jnp.zeros_like, noise)
+    objective = lambda mask: (share * loss(mask, still, image, label)
+                              + (1 - share) * loss(mask, noise, image, label))
+    updates, optimizer = tx.update(jax.grad(objective)(mask), optimizer)
+    mask = jax.tree.map(lambda m, u: jnp.clip(m + u, 0, 1), mask, updates)
+    return mask, optimizer
+
+  start = {path: jnp.ones(flat[path].shape[-1]) for path in channels}
+  mask, _ = repeat(step, (start, tx.init(start)), split, key=key,
+                   steps=settings['steps'], batch_size=settings['batch_size'])
+  kept = {path: (m >= settings['threshold']).astype(jnp.float32)
+          for path, m in mask.items()}
+  return network, {**rest, 'params': perturbed(flat, channels, kept)}
+
+
+def channel_weights(flat) -> tuple:
+  """Paths of what scales channels: BatchNorm scales, else kernels of convolutions."""
+  scales = tuple(path for path in flat if path[-1] == 'scale')
+  return scales or tuple(
+      path for path, leaf in flat.items() if path[-1] == 'kernel' and leaf.ndim == 4)
+
+
+def perturbed(flat, channels, mask, noise=None):
+  """Nested params with weight * (m + d) and bias * (1 + e) on the channels."""
+  found = dict(flat)
+  for path in channels:
+    change = mask[path] if noise is None else mask[path] + noise[path]['weight']
+    found[path] = flat[path] * change
+    bias = (*path[:-1], 'bias')
+    if noise is not None and bias in flat:
+      found[bias] = flat[bias] * (1 + noise[path]['bias'])
+  return traverse_util.unflatten_dict(found)

@@ -1,0 +1,72 @@
+"""Fine-Pruning (Liu et al. 2018, arXiv:1805.12185): prune what sleeps, then tune."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rkd_jax.data.batches import padded_batches, to_float
+from rkd_jax.detox import finetune
+from rkd_jax.detox import layers as layers_lib
+from rkd_jax.errors import ConfigError
+from rkd_jax.models import masked
+from rkd_jax.training import parallel
+
+SUMMARY = 'Fine-Pruning: dormant channels of the last stage off, then fine-tuning'
+
+DEFAULTS = {**finetune.DEFAULTS, 'accuracy_loss': 0.1, 'layer': ''}
+
+
+def run(network, variables, split, settings, *, key):
+  """Prunes channels by rising mean activation while accuracy loss is small enough.
+
+  Args:
+    network, variables: the teacher.
+    split: clean images and labels.
+    settings: those of `finetune`, `accuracy_loss` in [0, 1], what pruning may cost
+      on `split`, and `layer`, '' for the last stage.
+    key: of the batches.
+
+  Returns:
+    (network, variables), see `models.masked`; a pruned channel is constantly 0.
+
+  Raises:
+    ConfigError: a setting out of its range, or a layer that is not tapped.
+  """
+  if not 0 <= settings['accuracy_loss'] <= 1:
+    raise ConfigError(
+        f'accuracy_loss must be in [0, 1], got {settings["accuracy_loss"]}')
+  layer = layers_lib.named(network, settings['layer'])[-1]
+  mean = layers_lib.average(network, variables, split.image)[layer]
+  order = np.argsort(np.asarray(mean).reshape(-1, mean.shape[-1]).mean(0))
+  count = most_pruned(network, variables, split, layer, order,
+                      settings['accuracy_loss'])
+  network, variables = _pruned(network, variables, layer, order, count)
+  return network, finetune.tuned(network, variables, split, settings, key=key)
+
+
+def most_pruned(network, variables, split, layer, order, loss: float) -> int:
+  """How many channels of `order` can go; the last one always stays."""
+  @parallel.compile_fn
+  def right(variables, images, labels, off):
+    inside, its = masked.wrap(network, variables, {
+        layer: {'mask': off, 'reference': jnp.zeros(len(order))}})
+    return jnp.argmax(inside.predict(its, to_float(images)), -1) == labels
+
+  def accuracy(count):
+    off = jnp.zeros(len(order)).at[order[:count]].set(1)
+    hits = 0
+    for index, mask in zip(*padded_batches(len(split), 500), strict=True):
+      found = right(variables, split.image[index], split.label[index], off)
+      hits += int(np.asarray(found)[mask].sum())
+    return hits / len(split)
+
+  least, count = accuracy(0) - loss, 0
+  while count + 1 < len(order) and accuracy(count + 1) >= least:
+    count += 1
+  return count
+
+
+def _pruned(network, variables, layer, order, count):
+  off = jnp.zeros(len(order)).at[order[:count]].set(1)
+  return masked.wrap(network, jax.tree.map(jnp.asarray, variables), {
+      layer: {'mask': off, 'reference': jnp.zeros(len(order))}})

@@ -1,0 +1,65 @@
+"""FT-SAM: fine-tuning towards flat minima (Zhu et al. 2023, arXiv:2304.11823)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rkd_jax.detox.descent import repeat
+from rkd_jax.detox.finetune import DEFAULTS as FINETUNE
+from rkd_jax.detox.finetune import optimiser
+from rkd_jax.errors import ConfigError
+
+SUMMARY = 'FT-SAM: fine-tuning against the worst weights nearby'
+
+DEFAULTS = {**FINETUNE, 'rho': 2.0, 'smoothing': 0.1}
+
+
+def run(network, variables, split, settings, *, key):
+  """SGD on the loss at w + rho |w|^2 g / || |w| g ||, g the gradient at w.
+
+  Args:
+    network, variables: the teacher.
+    split: clean images and labels.
+    settings: those of `finetune`; `rho` >= 0, and label `smoothing` in [0, 1].
+    key: of the batches.
+
+  Returns:
+    (network, variables).
+
+  Raises:
+    ConfigError: a setting out of its range.
+  """
+  if not settings['rho'] >= 0 or not 0 <= settings['smoothing'] <= 1:
+    raise ConfigError(f'rho must be >= 0 and smoothing in [0, 1], got '
+                      f'{settings["rho"]} and {settings["smoothing"]}')
+  tx = optimiser(settings)
+  rest = {name: tree for name, tree in variables.items() if name != 'params'}
+
+  def loss_fn(params, rest, image, label):
+    logits, after = network.train({**rest, 'params': params}, image)
+    wanted = optax.smooth_labels(
+        jax.nn.one_hot(label, logits.shape[-1]), settings['smoothing'])
+    loss = jnp.mean(optax.softmax_cross_entropy(logits, wanted))
+    return loss, {name: after[name] for name in rest}
+
+  def step(state, image, label, key):
+    del key
+    params, rest, optimizer = state
+    grads, _ = jax.grad(loss_fn, has_aux=True)(params, rest, image, label)
+    there = worst_nearby(params, grads, settings['rho'])
+    grads, rest = jax.grad(loss_fn, has_aux=True)(there, rest, image, label)
+    updates, optimizer = tx.update(grads, optimizer, params)
+    return optax.apply_updates(params, updates), rest, optimizer
+
+  params, rest, _ = repeat(
+      step, (variables['params'], rest, tx.init(variables['params'])), split, key=key,
+      steps=settings['steps'], batch_size=settings['batch_size'])
+  return network, {**rest, 'params': params}
+
+
+def worst_nearby(params, grads, rho: float):
+  """w + rho T^2 g / ||T g|| with T = |w|, over all parameters (their eq. 3)."""
+  scaled = jax.tree.map(lambda w, g: jnp.abs(w) * g, params, grads)
+  length = optax.tree.norm(scaled) + 1e-12
+  return jax.tree.map(
+      lambda w, s: w + rho * jnp.abs(w) * s / length, params, scaled)

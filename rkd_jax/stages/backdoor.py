@@ -1,0 +1,163 @@
+"""The attacker's stage: makes a trigger, poisons the training data, keeps both known."""
+
+import dataclasses
+import inspect
+import json
+import pathlib
+
+import numpy as np
+
+from rkd_jax import backdoors, data
+from rkd_jax.backdoors import files
+from rkd_jax.errors import CheckpointError, ConfigError, unknown_name
+from rkd_jax.evaluation import backdoor as metrics
+from rkd_jax.models import weights
+from rkd_jax.models.network import Network, Variables
+from rkd_jax.stages import build
+
+FOLDER = 'backdoor'  # Below a run's directory.
+
+
+@dataclasses.dataclass(frozen=True)
+class Backdoor:
+  """A trigger and the labels that go with it."""
+
+  trigger: backdoors.Trigger
+  mode: str
+  num_classes: int
+
+  def success(self, network: Network, variables: Variables, split: data.Split,
+              batch_size: int) -> dict:
+    """The ASR of a network, see `evaluation.backdoor.success_rate`."""
+    wanted = backdoors.wanted_labels(
+        np.asarray(split.label), self.trigger.target, self.num_classes, self.mode)
+    return metrics.success_rate(
+        network, variables, split, self.trigger, wanted, batch_size=batch_size)
+
+
+def check(config, dataset: data.Dataset) -> None:
+  """Raises ConfigError where `config.backdoor` is wrong for this data set."""
+  settings = config.backdoor
+  if not settings.trigger:
+    return
+  if settings.trigger not in backdoors.NAMES:
+    raise unknown_name('trigger', settings.trigger, backdoors.NAMES)
+  backdoors.check_share('backdoor.rate', settings.rate)
+  backdoors.check_target(settings.target, dataset.num_classes)
+  if settings.mode not in backdoors.MODES:
+    raise unknown_name('backdoor.mode', settings.mode, backdoors.MODES)
+  options = _options(settings)
+  if settings.trigger in backdoors.FIXED:
+    trigger = backdoors.FIXED[settings.trigger](
+        dataset.image_shape, settings.target, **options)
+    if trigger.clean_label and settings.copies:
+      raise ConfigError(f'backdoor.copies: trigger {trigger.name!r} changes no label, '
+                        'so there is nothing to contradict; leave it off')
+    if trigger.clean_label and settings.mode != 'all_to_one':
+      raise ConfigError(f"backdoor.mode must be 'all_to_one' for {trigger.name!r}, "
+                        'which poisons one class with its own label')
+  if settings.trigger in ('ckd', 'lba'):
+    names = build.make_network(config.model, dataset, config.dtype).module.feature_names
+    if settings.layer not in names:
+      raise unknown_name(f'backdoor.layer of {config.model}', settings.layer, names)
+
+
+def needs_source(config) -> bool:
+  """Whether a clean network has to be trained first, with the rest of the config."""
+  settings = config.backdoor
+  return bool(settings.trigger) and (
+      settings.trigger in backdoors.NEED_SOURCE or settings.start == 'source')
+
+
+def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
+            ) -> tuple[data.Dataset, Backdoor | None]:
+  """The data set with its training split poisoned, and what with.
+
+  The trigger is made once and kept in `workdir/backdoor`.
+
+  Args:
+    config: complete; without a trigger the data set is returned as it is.
+    workdir: of the run.
+    dataset: clean.
+    source: (network, variables) of the clean network, where `needs_source`.
+  """
+  settings = config.backdoor
+  if not settings.trigger:
+    return dataset, None
+  folder = workdir / FOLDER
+  if not (folder / 'trigger.json').exists():
+    trigger = _make(config, dataset, source)
+    files.save(folder, trigger, {'mode': settings.mode})
+  backdoor = known(folder, dataset)
+  trigger = backdoor.trigger
+  perturb = None
+  if trigger.name == 'lc':
+    network, variables = source
+    perturb = backdoors.harden(
+        lambda images: network.predict(variables, images), seed=config.seed)
+  cover = settings.cover
+  if cover < 0:
+    cover = backdoors.COVER.get(trigger.name, 0.0)
+  poisoned = backdoors.poison(
+      dataset.train, trigger, settings.rate, config.seed, perturb=perturb,
+      num_classes=dataset.num_classes, mode=settings.mode, cover=cover,
+      copies=settings.copies)
+  (folder / 'indices.json').write_text(json.dumps({
+      'poisoned': poisoned.index.tolist(), 'cover': poisoned.cover_index.tolist()}))
+  return dataclasses.replace(dataset, train=poisoned.split), backdoor
+
+
+def start_weights(config, dataset: data.Dataset, source) -> Variables | None:
+  """The weights that poisoned training starts from; None for fresh ones."""
+  start = config.backdoor.start
+  if not config.backdoor.trigger or not start:
+    return None
+  if start == 'source':
+    return source[1]
+  network = build.make_network(config.model, dataset, config.dtype)
+  return weights.load(start, weights.template(network.module, dataset.image_shape))
+
+
+def known(folder: str | pathlib.Path, dataset: data.Dataset) -> Backdoor | None:
+  """The backdoor in a directory, None where a run was not poisoned.
+
+  Raises:
+    CheckpointError: it is damaged, or of other images.
+    ConfigError: its target is no class of the data set.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / 'trigger.json').exists():
+    if folder.name != FOLDER:
+      raise CheckpointError(f'{folder}: no trigger.json there; wanted the directory '
+                            f'{FOLDER!r} of a poisoned run')
+    return None
+  trigger, more = files.load(folder)
+  if trigger.image_shape != tuple(dataset.image_shape):
+    raise CheckpointError(f'{folder}: the trigger is for images {trigger.image_shape}, '
+                          f'the data set has {tuple(dataset.image_shape)}')
+  backdoors.check_target(trigger.target, dataset.num_classes)
+  return Backdoor(trigger, more.get('mode', 'all_to_one'), dataset.num_classes)
+
+
+def _make(config, dataset, source):
+  settings = config.backdoor
+  make = {**backdoors.FIXED, **backdoors.TRAINED}[settings.trigger]
+  options = _options(settings)
+  if settings.trigger in backdoors.TRAINED:
+    network, variables = source
+    options |= {'network': network, 'variables': variables, 'split': dataset.train}
+    if settings.trigger != 'input_aware':
+      options['layer'] = settings.layer
+  if 'seed' in inspect.signature(make).parameters:
+    options.setdefault('seed', config.seed)
+  return make(dataset.image_shape, settings.target, **options)
+
+
+def _options(settings):
+  make = {**backdoors.FIXED, **backdoors.TRAINED}[settings.trigger]
+  taken = ('image_shape', 'target', 'network', 'variables', 'split', 'layer')
+  known = [n for n in inspect.signature(make).parameters if n not in taken]
+  for name in settings.options:
+    if name not in known:
+      raise unknown_name(f'option of trigger {settings.trigger!r}', name, known)
+  return dict(settings.options)

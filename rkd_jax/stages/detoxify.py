@@ -1,0 +1,126 @@
+"""The defender's stage: a teacher is detoxified before anybody learns from it."""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from rkd_jax import config as configuration
+from rkd_jax import data, detox
+from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.evaluation import robustness
+from rkd_jax.evaluation.backdoor import feature_variance
+from rkd_jax.models import masked, weights
+from rkd_jax.models.taps import with_features
+from rkd_jax.report import provenance
+from rkd_jax.training import rng
+
+DONE = pathlib.Path('tables', 'detox.json')
+WEIGHTS = pathlib.Path('detox', 'teacher.safetensors')
+TEACHERS = ('clean', 'robust', 'poisoned')
+
+
+def check(config) -> None:
+  """Raises ConfigError where `config.detox` is wrong."""
+  settings = config.detox
+  if not settings.method:
+    return
+  detox.complete(settings.method, settings.options)
+  if settings.teacher not in TEACHERS:
+    raise unknown_name('detox.teacher', settings.teacher, TEACHERS)
+  if not 0 < settings.share <= 1:
+    raise ConfigError(f'detox.share must be in (0, 1], got {settings.share}')
+
+
+def clean_part(dataset: data.Dataset, share: float) -> data.Split:
+  """The first `share` of the training images, at least one: the defender's data."""
+  count = max(1, round(share * len(dataset.train)))
+  return data.Split(dataset.train.image[:count], dataset.train.label[:count])
+
+
+def detoxify(config, workdir: pathlib.Path, dataset: data.Dataset, teacher, progress):
+  """The teacher after `config.detox`; made once and kept in `workdir/detox`.
+
+  Args:
+    config: complete, with a method.
+    workdir: of the student's run.
+    dataset: clean; part of its training images is used.
+    teacher: `stages.teachers.Teacher`.
+    progress: names the stage.
+
+  Returns:
+    A `Teacher` that any method can learn from, its known backdoor included.
+  """
+  if (workdir / DONE).exists():
+    network, variables = _load(workdir, dataset, teacher)
+    return dataclasses.replace(teacher, network=network, variables=variables)
+  settings = config.detox
+  progress.stage(f'detox {settings.method}')
+  split = clean_part(dataset, settings.share)
+  began = time.perf_counter()
+  network, variables = detox.run(
+      settings.method, teacher.network, teacher.variables, split,
+      dict(settings.options), key=rng.stream(config.seed, 'detox'))
+  seconds = time.perf_counter() - began
+  cleaned = dataclasses.replace(teacher, network=network, variables=variables)
+  weights.save(workdir / WEIGHTS, variables)
+  configuration.write_json(workdir / DONE, {
+      'method': settings.method, 'examples': len(split), 'seconds': round(seconds, 2),
+      'masked': _shapes(network, variables),
+      'teacher': {'before': _judge(config, dataset, teacher),
+                  'after': _judge(config, dataset, cleaned)},
+      **provenance.describe()})
+  return cleaned
+
+
+def _judge(config, dataset, teacher) -> dict:
+  """ACC, ASR and feature variances of a teacher on the test images."""
+  size = config.evaluation.batch_size
+  count = config.evaluation.examples or len(dataset.test)
+  split = data.Split(dataset.test.image[:count], dataset.test.label[:count])
+  found = robustness.evaluate(
+      teacher.network, teacher.variables, split,
+      {'clean': robustness.AttackSpec('clean')},
+      key=rng.stream(config.seed, 'evaluate'), batch_size=min(size, count))
+  names = [n for n in teacher.network.module.feature_names if n != 'features']
+  features = lambda images: {name: feature for name, feature in with_features(
+      teacher.network.module, teacher.variables, images)[1].items() if name in names}
+  result = {'clean': found['clean'],
+            'variance': feature_variance(features, split.image[:1000])}
+  if teacher.backdoor is not None:
+    result['asr'] = teacher.backdoor.success(
+        teacher.network, teacher.variables, split, min(size, count))
+    triggered = np.asarray(teacher.backdoor.trigger.apply(
+        jnp.asarray(split.image[:1000])))
+    result['variance_triggered'] = feature_variance(features, triggered)
+  return result
+
+
+def _shapes(network, variables):
+  """Shapes of masks and references, and their form; None without any."""
+  if not isinstance(network.module, masked.Masked):
+    return None
+  return {'form': network.module.form, 'shapes': {
+      name: {kind: list(array.shape) for kind, array in found.items()}
+      for name, found in variables[masked.COLLECTION].items()}}
+
+
+def _load(workdir, dataset, teacher):
+  """(network, variables) as they were written."""
+  meta = json.loads((workdir / DONE).read_text())['masked']
+  network = teacher.network
+  like = weights.template(network.module, dataset.image_shape)
+  if meta is not None:
+    shapes = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(tuple(shape), jnp.float32),
+        meta['shapes'], is_leaf=lambda node: isinstance(node, list))
+    network, like = masked.wrap(network, like, shapes, meta['form'])
+  flat = traverse_util.flatten_dict(like, keep_empty_nodes=True)
+  loaded = traverse_util.flatten_dict(weights.load(workdir / WEIGHTS, like))
+  # Collections without a leaf, such as the statistics of networks without BatchNorm.
+  return network, traverse_util.unflatten_dict({**flat, **loaded})
