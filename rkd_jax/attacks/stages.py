@@ -2,8 +2,11 @@
 
 import dataclasses
 
-from rkd_jax.attacks import apgd, fab, probe, square
+from rkd_jax.attacks import probe
+from rkd_jax.attacks.apgd import search as apgd_search
+from rkd_jax.attacks.fab import search as fab_search
 from rkd_jax.attacks.probe import Outcome
+from rkd_jax.attacks.square import search as square_search
 from rkd_jax.errors import ConfigError, unknown_name
 
 VERSIONS = ('standard', 'plus', 'rand', 'fast')
@@ -88,9 +91,9 @@ def run(stage: Stage, norm: str, fn, images, labels, targets, keys, eps,
   given = {'eps': eps, 'norm': norm}
   targets = targets if stage.targets else None
   if stage.attack == 'apgd':
-    return apgd.search(fn, images, labels, keys, loss=stage.loss, targets=targets,
+    return apgd_search(fn, images, labels, keys, loss=stage.loss, targets=targets,
                        steps=stage.steps, eot=stage.eot, **given)[0]
   if stage.attack == 'fab':
-    return fab.search(fn, images, labels, keys, targets=targets, steps=stage.steps,
+    return fab_search(fn, images, labels, keys, targets=targets, steps=stage.steps,
                       random=restart > 0, **given)
-  return square.search(fn, images, labels, keys, queries=stage.steps, **given)
+  return square_search(fn, images, labels, keys, queries=stage.steps, **given)
