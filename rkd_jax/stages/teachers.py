@@ -27,8 +27,8 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
 
   Args:
     name: 'clean' or 'robust', for messages.
-    spec: `run` (a finished run's directory) or `weights` and `model`, then with
-      `trigger` if its backdoor is known.
+    spec: `run` (a finished run's directory) or `weights` and `model`, then perhaps
+      with `trigger`, if its backdoor is known.
     dataset: what it must fit: number of classes and image shape.
     dtype: of the computation.
 
@@ -57,7 +57,7 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
       raise ConfigError(f'config.teachers.{name}.weights needs '
                         f'config.teachers.{name}.model, for example resnet18')
   network = build.make_network(model, dataset, dtype)
-  trigger = folder / 'backdoor' if spec.run else spec.trigger
+  trigger = folder / 'backdoor' if spec.run else spec.get('trigger', '')
   return Teacher(
       network, weights.load(file, weights.template(network.module, dataset.image_shape)),
       backdoor_stage.known(trigger, dataset) if trigger else None)
