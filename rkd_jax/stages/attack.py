@@ -59,7 +59,7 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
   """Attacks the student at its best; writes and returns `tables/<name>.json`.
 
   An interrupted attack goes on where it was: finished batches are kept in
-  `tables/<name>.partial/` until the table is written.
+  `tables/<name>.batches/` until the table is written.
 
   Args:
     config: of the run; the radius and norm are those of `config.attack`.
@@ -82,7 +82,7 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
   student = build.make_network(config.model, dataset, config.dtype)
   variables = weights.load(weights_file(workdir, 'student', 'best'),
                            weights.template(student.module, dataset.image_shape))
-  partial = workdir / 'tables' / f'{name}.partial'
+  partial = workdir / 'tables' / f'{name}.batches'
   result = robustness.autoattack(
       student, variables, split, name, eps=config.attack.eps, norm=config.attack.norm,
       key=jax.random.fold_in(rng.stream(config.seed, 'evaluate'), len(name)),

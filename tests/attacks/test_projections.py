@@ -19,7 +19,8 @@ FAR = (CLEAN + RNG.normal(size=(B, D)) * np.linspace(0.02, 1, B)[:, None]).astyp
 def test_l1_ball_with_box():
   """The root of the dual, found by brentq in float64."""
   eps = 0.8
-  got = np.asarray(jax.jit(lambda a, x: ball.project(a, x, eps=eps, norm='l1'))(FAR, CLEAN))
+  project = jax.jit(lambda a, x: ball.project(a, x, eps=eps, norm='l1'))
+  got = np.asarray(project(FAR, CLEAN))
   clean, far = CLEAN.astype(np.float64), FAR.astype(np.float64)
   shrunk = 0
   for x, a, z in zip(clean, far, got):
@@ -30,7 +31,6 @@ def test_l1_ball_with_box():
     if excess(0.0) > 0:
       t, shrunk = optimize.brentq(excess, 0, np.abs(a - x).max(), xtol=1e-13), shrunk + 1
     np.testing.assert_allclose(z, x + moves(t), atol=2e-5)
-    # And no point of the cut ball is nearer: optimality by random feasible directions.
     assert np.abs(z - x).sum() <= eps and z.min() >= 0 and z.max() <= 1
   assert 5 < shrunk < B
   again = ball.project(got, CLEAN, eps=eps, norm='l1')
@@ -52,8 +52,8 @@ def test_hyperplane_with_box(norm):
     scale = np.abs(w).max()
     assert abs(w @ (z - x) + v) < 3e-6 * scale * D
     assert z.min() >= 0 and z.max() <= 1
-    np.testing.assert_allclose(length(z - x, norm), distance(x, w / scale, v / scale, norm),
-                               rtol=1e-4, atol=1e-6)
+    best = distance(x, w / scale, v / scale, norm)
+    np.testing.assert_allclose(length(z - x, norm), best, rtol=1e-4, atol=1e-6)
 
 
 def length(offset, norm):

@@ -34,7 +34,8 @@ def test_schedule():
 def bump_by_hand(height, width):
   """Eq. 2: two halves of opposite sign, each of Euclidean norm 1."""
   half = np.zeros((height, width))
-  for first, count, sign in ((0, height // 2, 1), (height // 2, height - height // 2, -1)):
+  cut = height // 2
+  for first, count, sign in ((0, cut, 1), (cut, height - cut, -1)):
     n = max(count, width) // 2
     part = np.zeros((count, width))
     for r in range(count):
@@ -52,8 +53,8 @@ def test_bumps(side):
   window = Window(jnp.asarray(top), jnp.asarray(left), side, side, (12, 12))
   got = np.asarray(bumps(window, jax.random.split(jax.random.key(side), B)))
   by_hand, turned = bump_by_hand(side, side), 0
-  for image, t, l in zip(got, top, left):
-    inside = image[t:t + side, l:l + side]
+  for image, row, column in zip(got, top, left):
+    inside = image[row:row + side, column:column + side]
     along = np.abs(inside - by_hand).max() < 1e-5
     turned += along
     assert along or np.abs(inside - by_hand.T).max() < 1e-5
@@ -67,7 +68,8 @@ def test_exchange_keeps_the_radius(norm, power):
   offset = RNG.normal(size=(B, 12, 12, 2))
   size = (np.abs(offset)**power).sum((1, 2, 3), keepdims=True)**(1 / power)
   offset = (offset / size * 0.9 * eps).astype(np.float32)
-  make = lambda t, l: Window(jnp.full(B, t), jnp.full(B, l), side, side, (12, 12))
+  make = lambda row, column: Window(
+      jnp.full(B, row), jnp.full(B, column), side, side, (12, 12))
   new = np.asarray(_exchange(
       jnp.asarray(offset), make(0, 1), make(6, 3), jnp.ones((B, 2)),
       jax.random.split(jax.random.key(0), B), eps, norm), np.float64)
