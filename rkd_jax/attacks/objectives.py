@@ -51,6 +51,48 @@ def margin(logits, labels, *, kappa=None):
   return value if kappa is None else jnp.minimum(value, kappa)
 
 
+def dlr(logits, labels):
+  """Difference of logits ratio, float[B]: above 0 where the label has lost.
+
+  `-(z_y - max_{j != y} z_j) / (z_1st - z_3rd)`, z sorted in decreasing order (Croce
+  and Hein 2020, arXiv:2003.01690, eq. 6). Unlike cross-entropy it changes neither by
+  a shift nor by a scale of the logits. At most 1.
+
+  Args:
+    logits: float[B, K], K >= 3.
+    labels: int[B] in [0, K).
+
+  Raises:
+    ConfigError: no labels, another number of them, or K < 3.
+  """
+  top = _top(logits, 3, 'dlr')
+  return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
+
+
+def targeted_dlr(logits, labels, targets):
+  """`-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2)`, float[B].
+
+  Eq. 7 of the same paper: above 0 where the target class beats the label.
+
+  Args:
+    logits: float[B, K], K >= 4.
+    labels: int[B] in [0, K).
+    targets: int[B] in [0, K), other than the labels.
+
+  Raises:
+    ConfigError: no labels, another number of them, or K < 4.
+  """
+  top = _top(logits, 4, 'targeted dlr')
+  scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY
+  return difference(logits, labels, targets) / scale
+
+
+def difference(logits, labels, targets):
+  """`z_t - z_y`, float[B]; arguments as for `targeted_dlr`, K >= 2."""
+  return (jnp.sum(jnp.where(_one_hot(targets, logits), logits, 0), axis=-1)
+          - jnp.sum(jnp.where(_one_hot(labels, logits), logits, 0), axis=-1))
+
+
 def kl_divergence(reference_logits, logits):
   """KL(softmax(reference_logits) || softmax(logits)), float[B], in nats.
 
@@ -85,6 +127,17 @@ def kl_to(reference_logits) -> Callable:
   """
   reference_logits = lax.stop_gradient(reference_logits)
   return lambda logits: kl_divergence(reference_logits, logits)
+
+
+_TINY = 1e-12  # In the denominators of the ratios, as in the paper's code.
+
+
+def _top(logits, count, name):
+  """The greatest logits in decreasing order, float[B, count]."""
+  if logits.shape[-1] < count:
+    raise ConfigError(f'{name} compares {count} classes, but the logits '
+                      f'{logits.shape} have only {logits.shape[-1]}')
+  return lax.top_k(logits, count)[0]
 
 
 NAMED = {'ce': cross_entropy, 'margin': margin}

@@ -57,13 +57,13 @@ def project(images_adv, images, *, eps, norm, lower=0.0, upper=1.0):
   images_adv, images, eps = lax.stop_gradient(
       (images_adv, images, jnp.asarray(eps, jnp.float32)))
   if norm == 'linf':
-    low, high = _interval(images, eps)
+    low, high = interval(images, eps)
   else:
     low, high = _l2_interval(images_adv, images, eps)
   return jnp.clip(images_adv, jnp.maximum(low, lower), jnp.minimum(high, upper))
 
 
-def _interval(images, radius):
+def interval(images, radius):
   """Least and greatest float32 within `radius` of `images`, both inclusive.
 
   `images + radius` may round away from `images`. Its lower neighbour is then at
@@ -88,7 +88,7 @@ def _l2_interval(images_adv, images, eps):
   slack = _ULP * (math.sqrt(math.prod(images.shape[1:])) + 16)
   radius = eps * (1 - slack)
   factor = radius * (1 - slack) / jnp.where(norm > 0, norm, 1)
-  low, high = _interval(images, jnp.abs(offset) * factor)
+  low, high = interval(images, jnp.abs(offset) * factor)
   inside = norm <= radius
   return jnp.where(inside, -jnp.inf, low), jnp.where(inside, jnp.inf, high)
 
@@ -159,14 +159,15 @@ def random_start(images, keys, *, kind, eps, norm, scale=None, lower=0.0,
   if kind == 'none':
     noise = jnp.zeros_like(images)
   elif kind == 'gaussian':
-    noise = (GAUSSIAN_SCALE if scale is None else scale) * _normal(keys, images)
+    noise = (GAUSSIAN_SCALE if scale is None else scale) * normal(keys, images)
   else:
     noise = jnp.asarray(eps, jnp.float32) * _in_unit_ball(keys, images, norm)
   return project(images + noise, images, eps=eps, norm=norm, lower=lower,
                  upper=upper)
 
 
-def _normal(keys, images):
+def normal(keys, images):
+  """Standard normal noise, float32[B, ...]."""
   return _draw(jax.random.normal, keys, images.shape)
 
 

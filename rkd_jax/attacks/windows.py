@@ -1,0 +1,109 @@
+"""Windows of an image whose size is data: where a square lies and what fills it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_TILES = 5  # A side of the grid of the first bumps.
+
+
+class Window(NamedTuple):
+  """One rectangle an example, all of one size.
+
+  Attributes:
+    top, left: int32[B], of the first row and column.
+    height, width: int32[], may be traced.
+    shape: (rows, columns) of the images.
+  """
+
+  top: jax.Array
+  left: jax.Array
+  height: jax.Array
+  width: jax.Array
+  shape: tuple[int, int]
+
+  @classmethod
+  def random(cls, keys, sides, shape) -> 'Window':
+    """Anywhere in images [B, H, W, C], by keys [B]."""
+    height, width = sides
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    free = jnp.stack([shape[1] - height + 1, shape[2] - width + 1])
+    corner = jnp.minimum((draw * free).astype(jnp.int32), free - 1)
+    return cls(corner[:, 0], corner[:, 1], height, width, shape[1:3])
+
+  def places(self):
+    """(row int32[B, H, 1], column int32[B, 1, W]) counted from the window's corner."""
+    rows = jnp.arange(self.shape[0])[None, :, None] - self.top[:, None, None]
+    columns = jnp.arange(self.shape[1])[None, None] - self.left[:, None, None]
+    return rows, columns
+
+  def mask(self):
+    """bool[B, H, W]."""
+    rows, columns = self.places()
+    return ((rows >= 0) & (rows < self.height)
+            & (columns >= 0) & (columns < self.width))
+
+
+def bumps(window: Window, keys):
+  """float32[B, H, W]: two bumps of opposite sign that fill the window, 0 outside.
+
+  Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin, along.
+  """
+  rows, columns = window.places()
+  height, width = window.height, window.width
+  across = jax.vmap(jax.random.bernoulli)(keys)[:, None, None]
+  first = jnp.where(across, height, width) // 2
+  along = jnp.where(across, rows, columns)
+  low, count = along < first, jnp.where(across, height, width)
+  other, other_count = (jnp.where(across, columns, rows),
+                        jnp.where(across, width, height))
+  upper = _bump(along, other, first, other_count, window.shape)
+  lower = _bump(along - first, other, count - first, other_count, window.shape)
+  return jnp.where(window.mask(), jnp.where(low, upper, -lower), 0)
+
+
+def _bump(along, other, length, width, shape):
+  """`sum_{k=0}^{M} 1 / (n + 1 - k)^2` with M = n - the distance to the centre."""
+  table = jnp.asarray(_sums(max(shape) + 1), jnp.float32)
+  apart = jnp.maximum(jnp.abs(along - length // 2), jnp.abs(other - width // 2))
+  highest = jnp.maximum(length, width) // 2
+  apart = jnp.clip(apart, 0, highest + 1)
+  value = table[highest + 1] - table[apart]
+  total = jnp.sqrt(jnp.sum(jnp.where(
+      (along >= 0) & (along < length) & (other >= 0) & (other < width),
+      jnp.square(value), 0), axis=(1, 2), keepdims=True))
+  return value / jnp.maximum(total, 1e-12)
+
+
+def _sums(count):
+  """[count + 1]: the partial sums of 1 / k^2, from the empty one."""
+  return np.concatenate([[0], np.cumsum(1 / np.arange(1.0, count + 1)**2)])
+
+
+def stripes(keys, shape):
+  """float32[B, H, W, C] of +-1, one sign a column and channel."""
+  draw = lambda key: jax.random.rademacher(key, shape[2:], jnp.float32)
+  return jnp.broadcast_to(jax.vmap(draw)(keys)[:, None], shape)
+
+
+def tiles(keys, shape):
+  """float32[B, H, W, C]: a grid of up to 5 x 5 bumps, one sign a tile and channel."""
+  rows, columns = shape[1:3]
+  height, width = max(rows // _TILES, 1), max(columns // _TILES, 1)
+  down, right = rows // height, columns // width
+
+  def one(key):
+    signs, coins = jax.random.split(key)
+    signs = jax.random.rademacher(signs, (down, right, shape[3]), jnp.float32)
+    coins = jax.random.split(coins, down * right)
+    zeros = jnp.zeros(down * right, jnp.int32)
+    window = Window(zeros, zeros, height, width, (height, width))
+    tile = bumps(window, coins).reshape(down, right, height, width, 1)
+    filled = (tile * signs[:, :, None, None]).transpose(0, 2, 1, 3, 4)
+    filled = filled.reshape(down * height, right * width, shape[3])
+    return jnp.pad(filled, ((0, rows - down * height), (0, columns - right * width),
+                            (0, 0)))
+
+  return jax.vmap(one)(keys)
