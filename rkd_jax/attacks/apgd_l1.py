@@ -37,8 +37,10 @@ def search(see, images, keys, *, eps, steps: int, draws: int,
     start = ball.project(start, images, eps=radius, norm='l1')
     found = _ascend(see, images, start, radius, count, moment, counts & until_broken,
                     jnp.where(is_first, _FIRST_SHARE * size, 0.0))
-    return (found.best, passes + found.passes, finite & found.finite,
-            found.broken, found.adversarial), (found.value)
+    # A larger ball is searched to its end, whatever is broken there.
+    paid = jnp.where(counts, found.passes, count + 1)
+    return (found.best, passes + paid, finite & found.finite,
+            found.broken, found.adversarial), found.value
 
   plans = (eps * jnp.asarray(_RADII, jnp.float32), jnp.asarray(lengths, jnp.int32),
            jnp.asarray(starts, jnp.int32), jnp.asarray([False, False, True]),

@@ -14,6 +14,7 @@ _BIAS_MOST = 0.1  # alpha_max: how much a step leans towards the clean image.
 _OVERSHOOT = 1.05  # eta.
 _BACKWARD = 0.9  # beta: how far from the clean image a step back ends.
 _FINAL_STEPS = 3
+_SURELY_INSIDE = 1 - 1e-4  # More than `ball.project` narrows the radius by.
 
 
 class Nearest(NamedTuple):
@@ -38,6 +39,8 @@ def fab(fn: Callable, images, labels, *, key, norm: str = 'linf', targets=None,
   towards the clean image. In the end a few secant steps between the clean image and the
   best point move the latter to the decision boundary.
 
+  An image that is misclassified as it is has distance 0.
+
   Args:
     fn: images float32[B, ...] -> logits float[B, K], K >= 2.
     images: float[B, ...], clean, within [0, 1].
@@ -59,10 +62,13 @@ def fab(fn: Callable, images, labels, *, key, norm: str = 'linf', targets=None,
   arguments.check_count('restarts', restarts, 1)
   keys = arguments.example_keys(key, len(images), 'uniform')
   eps = arguments.check_size('eps', eps)
+  wrong, _ = probe.judge(fn(images), labels)
+  found = nothing(images)
+  found = found._replace(distance=jnp.where(wrong, 0, found.distance))
   one = lambda restart, found: run(
       fn, images, labels, probe.fold(keys, restart), found, eps=eps, norm=norm,
       targets=targets, steps=steps, random=restart > 0)[0]
-  return lax.fori_loop(0, restarts, one, nothing(images))
+  return lax.fori_loop(0, restarts, one, found)
 
 
 def nothing(images) -> Nearest:
@@ -75,12 +81,12 @@ def search(fn, images, labels, keys, *, eps, norm, steps, targets=None,
   """One run that ends where all images are broken within `eps`; for AutoAttack."""
   found, passes, finite = run(
       fn, images, labels, keys, nothing(images), eps=eps, norm=norm, steps=steps,
-      targets=targets, random=random, until=eps * (1 - 1e-5))
+      targets=targets, random=random, until=eps * _SURELY_INSIDE)
   broken = jnp.isfinite(found.distance) & ball.inside(
       found.images, images, eps=eps, norm=norm)
   classes = 1 if targets is not None else _classes(fn, images)
   return Outcome(choose(broken, found.images, images), broken,
-                 2 * passes + _FINAL_STEPS + 1, classes * passes, finite)
+                 2 * passes + _FINAL_STEPS + 2, classes * passes, finite)
 
 
 def _classes(fn, images):

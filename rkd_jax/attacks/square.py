@@ -12,7 +12,7 @@ from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.windows import Window, bumps, stripes, tiles
 
 _FIRST_SHARE = 0.8  # p: the share of the pixels in the first square.
-_HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # Of 10,000 queries.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # Of 10,000 queries.
 
 
 def square(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',
@@ -94,8 +94,9 @@ def search(fn, images, labels, keys, *, eps, norm, queries: int) -> Outcome:
 def _sides(query, queries, shape):
   """(height, width) int32 of the squares at a query, by the schedule of the paper."""
   rows, columns = shape[1:3]
-  at = (query - 1) * 10_000 // queries
-  halvings = jnp.sum(at > jnp.asarray(_HALVINGS))
+  # `(query - 1) * 10_000 // queries > h` without a product that could overflow.
+  first = [-(-(h + 1) * queries // 10_000) for h in _HALVINGS]
+  halvings = jnp.sum(query - 1 >= jnp.asarray(first, jnp.int32))
   area = _FIRST_SHARE * 0.5**halvings * rows * columns
   height = jnp.clip(jnp.round(jnp.sqrt(area)).astype(jnp.int32), 1, rows)
   width = jnp.clip(jnp.round(area / height).astype(jnp.int32), 1, columns)

@@ -1,0 +1,180 @@
+"""Square attack: schedule, windows and proposals against their definitions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rkd_jax.attacks import square, windows
+from rkd_jax.errors import ConfigError
+
+B, SHAPE, K = 6, (6, 5, 3), 4
+RNG = np.random.default_rng(0)
+W1 = RNG.normal(size=(90, 12)).astype(np.float32)
+W2 = RNG.normal(size=(12, K)).astype(np.float32)
+IMAGES = RNG.uniform(size=(B, *SHAPE)).astype(np.float32)
+IMAGES[0, :2] = np.round(IMAGES[0, :2])  # At the ends of the box.
+
+
+def relu_net(images):
+  return jax.nn.relu((images.reshape(len(images), -1) - 0.5) @ W1) @ W2
+
+
+LABELS = np.argmax(relu_net(jnp.asarray(IMAGES)), axis=1)
+KEYS = jax.random.split(jax.random.key(3), B)
+
+
+def run(images=IMAGES, labels=LABELS, keys=KEYS, *, eps, norm, queries=60):
+  return square.search(relu_net, jnp.asarray(images), jnp.asarray(labels), keys, eps=eps,
+                       norm=norm, queries=queries)
+
+
+def share_by_hand(query, queries):
+  """The p of a query from 0, as sec. 4 of the paper and its released code halve it."""
+  at = int(query * 10_000 // queries)
+  share = 0.8
+  for halving in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000):
+    if at > halving:
+      share /= 2
+  return share
+
+
+@pytest.mark.parametrize('queries', [100, 5000, 10_000, 777])
+def test_schedule(queries):
+  side = 224
+  at = np.arange(queries)
+  got = jax.vmap(lambda q: square._sides(q + 1, queries, (1, side, side, 3))[0])(at)
+  expected = [round(math.sqrt(share_by_hand(q, queries) * side * side)) for q in at]
+  np.testing.assert_array_equal(got, expected)
+  assert len(set(expected)) >= 9
+
+
+def test_schedule_of_very_many_queries():
+  """2e9 * 10,000 is no int32."""
+  height, _ = square._sides(jnp.int32(1_999_999_999), 2_000_000_000, (1, 224, 224, 3))
+  assert height == round(math.sqrt(0.8 / 2**9) * 224)
+
+
+def bump_by_hand(rows, columns):
+  """Eq. 2: nested rectangles around the centre, each of 1 / (its number)^2."""
+  out = np.zeros((rows, columns))
+  for i in range(max(rows // 2, columns // 2) + 1):
+    top, left = rows // 2 - i, columns // 2 - i
+    out[max(top, 0):top + 2 * i + 1, max(left, 0):left + 2 * i + 1] += 1 / (i + 1)**2
+  return out / max(np.linalg.norm(out), 1e-300)
+
+
+@pytest.mark.parametrize('height,width', [(5, 5), (4, 4), (3, 6), (7, 2), (3, 3), (2, 2)])
+def test_bumps(height, width):
+  """Both halves, by rows or by columns, and nothing outside of the window."""
+  count = 12
+  window = windows.Window(jnp.full(count, 1), jnp.full(count, 2), jnp.int32(height),
+                          jnp.int32(width), (9, 10))
+  got = np.asarray(windows.bumps(window, jax.random.split(jax.random.key(0), count)))
+  inside = got[:, 1:1 + height, 2:2 + width]
+  first = height // 2
+  rows = np.concatenate([bump_by_hand(first, width),
+                         -bump_by_hand(height - first, width)])
+  first = width // 2
+  columns = np.concatenate([bump_by_hand(height, first),
+                            -bump_by_hand(height, width - first)], axis=1)
+  as_rows = np.abs(inside - rows).max(axis=(1, 2)) < 1e-5
+  as_columns = np.abs(inside - columns).max(axis=(1, 2)) < 1e-5
+  assert (as_rows | as_columns).all() and as_rows.any() and as_columns.any()
+  np.testing.assert_allclose(np.abs(got).sum(), np.abs(inside).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('norm', ['l2', 'l1'])
+def test_exchange(norm):
+  """Algorithm 3 in float64: masses of two windows and what is unused, by channel."""
+  power, eps = {'l2': (2, 1.5), 'l1': (1, 6.0)}[norm]
+  offset = RNG.normal(size=(B, *SHAPE)) * 0.05
+  signs = RNG.choice([-1.0, 1.0], size=(B, 3))
+  corner = RNG.integers(0, 3, size=(2, 2, B))
+  make = lambda c: windows.Window(jnp.asarray(c[0]), jnp.asarray(c[1]), jnp.int32(3),
+                                  jnp.int32(3), SHAPE[:2])
+  here, there = make(corner[0]), make(corner[1])
+  keys = jax.random.split(jax.random.key(1), B)
+  got = np.asarray(square._exchange(jnp.asarray(offset, jnp.float32), here, there,
+                                    jnp.asarray(signs, jnp.float32), keys, eps, norm))
+  bumps = np.asarray(windows.bumps(here, keys), np.float64)
+  size = lambda a: (np.abs(a)**power).sum()**(1 / power)
+  for b in range(B):
+    cut = lambda c, b=b: np.s_[c[0, b]:c[0, b] + 3, c[1, b]:c[1, b] + 3]
+    new = offset[b].copy()
+    new[cut(corner[0])] = new[cut(corner[1])] = 0
+    unused = (eps**power - size(offset[b])**power) / 3
+    for channel in range(3):
+      kept = new[..., channel]
+      mass = size(offset[b, ..., channel])**power - size(kept)**power
+      old = offset[b, ..., channel][cut(corner[0])]
+      bump = bumps[b][cut(corner[0])]
+      mixed = signs[b, channel] * bump / size(bump) + old / size(old)
+      new[..., channel][cut(corner[0])] = (
+          mixed / size(mixed) * (mass + unused)**(1 / power))
+    np.testing.assert_allclose(got[b], new, atol=2e-5)
+    np.testing.assert_allclose(size(got[b].astype(np.float64)), eps, rtol=1e-5)
+
+
+def test_linf_starts_with_stripes_and_fills_squares():
+  eps = 0.1
+  start = np.asarray(square.search(
+      relu_net, jnp.asarray(IMAGES), jnp.asarray(LABELS), KEYS, eps=eps, norm='linf',
+      queries=1).images)
+  up, down = (np.clip(IMAGES + s * eps, 0, 1) for s in (1, -1))
+  is_up = np.isclose(start, up, atol=1e-6)
+  assert (is_up | np.isclose(start, down, atol=1e-6)).all()
+  free = (up - IMAGES > 0.09) & (IMAGES - down > 0.09)  # Elsewhere both may agree.
+  for b, column, channel in np.ndindex(B, *SHAPE[1:]):
+    sign = is_up[b, :, column, channel][free[b, :, column, channel]]
+    assert sign.all() or not sign.any()
+  # One proposal: one square, one sign a channel.
+  keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, 7)
+  inner = np.full_like(IMAGES, 0.5)
+  new = np.asarray(square._propose(jnp.asarray(inner), jnp.asarray(inner), keys,
+                                   (3, 3), eps, 'linf')) - 0.5
+  for b in range(B):
+    rows, columns = (np.flatnonzero(new[b].any(axis=axes)) for axes in ((1, 2), (0, 2)))
+    assert np.ptp(rows) == np.ptp(columns) == 2 and (new[b] != 0).sum() == 27
+    for channel in range(3):
+      values = new[b, rows[0]:rows[0] + 3, columns[0]:columns[0] + 3, channel]
+      np.testing.assert_allclose(values, np.sign(values[0, 0]) * eps, atol=1e-6)
+
+
+@pytest.mark.parametrize('norm,eps', [('linf', 0.06), ('l2', 0.3), ('l1', 1.5)])
+def test_in_the_ball_counted_and_the_same_for_any_batch(norm, eps):
+  program = jax.jit(lambda x, y, k: run(x, y, k, eps=eps, norm=norm))
+  found = program(IMAGES, LABELS, KEYS)
+  adv = np.asarray(found.images)
+  offset = np.abs(adv.astype(np.float64) - IMAGES).reshape(B, -1)
+  size = {'linf': np.abs(adv - IMAGES).reshape(B, -1).max(axis=1),
+          'l2': np.sqrt((offset**2).sum(axis=1)), 'l1': offset.sum(axis=1)}[norm]
+  assert (size <= np.float32(eps)).all() and adv.min() >= 0 and adv.max() <= 1
+  broken = np.argmax(relu_net(found.images), axis=1) != LABELS
+  np.testing.assert_array_equal(found.broken, broken)
+  assert 0 < broken.sum() < B
+  spent = np.asarray(found.queries)
+  assert (spent[~broken] == 60).all() and (spent[broken] <= 60).all()
+  assert not np.asarray(found.gradients).any()
+  part = np.array([5, 0, 3])
+  again = program(IMAGES[part], LABELS[part], KEYS[part])
+  np.testing.assert_allclose(again.images, adv[part], atol=1e-5)
+  np.testing.assert_array_equal(again.queries, spent[part])
+
+
+def test_images_of_another_rank():
+  flat = IMAGES.reshape(B, -1)
+  adv = np.asarray(square.square(relu_net, flat, LABELS, key=KEYS, eps=0.05, queries=20))
+  assert adv.shape == flat.shape and (np.abs(adv - flat) <= np.float32(0.05)).all()
+  assert (adv != flat).any(axis=1).all()
+
+
+@pytest.mark.parametrize('changed,says', [
+    ({'norm': 'l0'}, "unknown norm 'l0'"), ({'queries': 0}, 'queries'),
+    ({'key': None}, 'key'), ({'eps': -0.1}, 'eps')])
+def test_refused(changed, says):
+  given = {'key': jax.random.key(0), 'eps': 0.1, 'queries': 3} | changed
+  with pytest.raises(ConfigError, match=says):
+    square.square(relu_net, IMAGES, LABELS, **given)
