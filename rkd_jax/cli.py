@@ -54,8 +54,15 @@ def _parser() -> argparse.ArgumentParser:
       config=True, workdir='')
   add('compare', _compare, 'train several students over several seeds and '
       'tabulate them, or continue', config=True, workdir='')
-  add('evaluate', _evaluate, 'attack the student of a finished run again, with '
-      'other evaluation settings', workdir='')
+  evaluate = add('evaluate', _evaluate, 'attack the student of a finished run again, '
+                 'with other evaluation settings or by AutoAttack', workdir='')
+  evaluate.add_argument('--attack', default='', metavar='NAME',
+                        help='autoattack, autoattack_plus or autoattack_fast, instead of '
+                        'the attacks of the config; an interrupted one is continued')
+  evaluate.add_argument('--examples', type=int, default=None, metavar='N',
+                        help='of the test split, with --attack; 0: all (default: 1000)')
+  evaluate.add_argument('--save-images', action='store_true',
+                        help='with --attack: write the adversarial images')
   certify = add('certify', _certify, 'bound how far the student of a finished run, or '
                 'those of a comparison, can be from the teacher, or continue', workdir='')
   certify.add_argument('--eps', default='0.05', metavar='E[,E...]',
@@ -130,8 +137,25 @@ def _evaluate(arguments, rest):
     raise errors.ConfigError(
         f'{wrong[0]}: only --config.evaluation.* can change once a run exists')
   configuration.apply_flags(config, rest)
+  if arguments.attack:
+    return _autoattack(arguments, config)
+  if arguments.examples is not None or arguments.save_images:
+    raise errors.ConfigError('--examples and --save-images go with --attack; without it '
+                             'say --config.evaluation.examples=N')
   results = experiment.evaluate(config, arguments.workdir)
   print(tables.plain(experiment.table(results)))
+
+
+def _autoattack(arguments, config):
+  from rkd_jax import experiment
+  from rkd_jax.evaluation import tables
+  examples = 1000 if arguments.examples is None else arguments.examples
+  table = experiment.attack(config, arguments.workdir, arguments.attack,
+                            examples=examples, save_images=arguments.save_images)
+  row = {'clean': table['clean']} | {
+      stage['name']: stage['robust_accuracy'] for stage in table['stages']}
+  print(tables.plain({'student (best)': row}))
+  print(f'table: {pathlib.Path(arguments.workdir) / "tables" / arguments.attack}.json')
 
 
 def _certify(arguments, rest):

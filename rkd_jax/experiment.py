@@ -12,7 +12,9 @@ import pathlib
 from typing import Any
 
 from rkd_jax import config as configuration
+from rkd_jax.errors import unknown_name
 from rkd_jax.report import figures
+from rkd_jax.stages import attack as attack_stage
 from rkd_jax.stages import backdoor as backdoor_stage
 from rkd_jax.stages import build
 from rkd_jax.stages import check as stage_check
@@ -80,16 +82,48 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict:
     ConfigError: the run's training is not finished.
   """
   config, workdir = configuration.resolve(config), pathlib.Path(workdir)
-  if not (workdir / training_stage.DONE).exists():
-    raise configuration.ConfigError(
-        f'the training in {workdir} is not finished: continue it with the '
-        '`rkd train` command that started it')
+  _check_trained(workdir)
   dataset = check(config)
   parallel.enable_compilation_cache()
   with progress_bar() as progress:
     return evaluation_stage.evaluate(
         config, workdir, dataset, _restore(config, workdir, dataset, progress),
         progress, backdoor_stage.known(workdir / backdoor_stage.FOLDER, dataset))
+
+
+def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int = 0,
+           save_images: bool = False, **settings: Any) -> dict:
+  """AutoAttack of the student of a finished run; the content of `tables/<name>.json`.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    name: 'autoattack', 'autoattack_plus' or 'autoattack_fast'.
+    examples: of the test split; 0: all.
+    save_images: also write the adversarial images to `images/<name>.npz`.
+    **settings: `steps`, `queries`, `restarts`, of `attacks.stages.make`.
+
+  Raises:
+    ConfigError: unknown name, or the run's training is not finished.
+  """
+  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
+  if name not in attack_stage.NAMES:
+    raise unknown_name('attack', name, attack_stage.NAMES)
+  if examples < 0:
+    raise configuration.ConfigError(f'examples must be >= 0 (0: all), got {examples}')
+  _check_trained(workdir)
+  dataset = check(config)
+  parallel.enable_compilation_cache()
+  with progress_bar() as progress:
+    return attack_stage.attack(config, workdir, dataset, name, examples, save_images,
+                               progress, **settings)
+
+
+def _check_trained(workdir):
+  if not (workdir / training_stage.DONE).exists():
+    raise configuration.ConfigError(
+        f'the training in {workdir} is not finished: continue it with the '
+        '`rkd train` command that started it')
 
 
 def check(config):

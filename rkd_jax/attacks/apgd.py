@@ -93,8 +93,8 @@ def _objective(loss, labels, targets):
   if loss not in LOSSES:
     raise unknown_name('loss', loss, LOSSES)
   if (loss in TARGETED) != (targets is not None):
-    raise ConfigError(f'loss {loss!r} and targets {"given" if targets is not None else None}'
-                      f' do not go together; {", ".join(TARGETED)} take targets')
+    raise ConfigError(f'loss {loss!r} with{"out" * (targets is None)} targets: '
+                      f'{" and ".join(TARGETED)} take targets, the others none')
   if loss == 'ce':
     return lambda logits: objectives.cross_entropy(logits, labels)
   if loss in TARGETED:

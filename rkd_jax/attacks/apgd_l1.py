@@ -92,11 +92,14 @@ def _ascend(see, images, start, radius, steps, moment, stops, first_moved) -> Re
 
 
 def _sparse_sign(gradient, moved):
-  """Sign of the `moved` greatest entries of each example, of L1 norm 1 together."""
+  """Sign of the `moved` greatest entries of each example, of L1 norm 1 together.
+
+  At least one; rounded down, else a support of two pixels would never become one.
+  """
   flat = gradient.reshape(len(gradient), -1)
   size = flat.shape[1]
   ranked = jnp.sort(jnp.abs(flat), axis=1)
-  index = jnp.clip((size - moved).astype(jnp.int32), 0, size - 1)
+  index = jnp.clip(size - jnp.floor(moved).astype(jnp.int32), 0, size - 1)
   least = jnp.take_along_axis(ranked, index[:, None], axis=1)
   sign = jnp.where(jnp.abs(flat) >= least, jnp.sign(flat), 0)
   total = jnp.maximum(jnp.sum(jnp.abs(sign), axis=1, keepdims=True), 1)

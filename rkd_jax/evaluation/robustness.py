@@ -17,7 +17,10 @@ from rkd_jax.evaluation import certified
 from rkd_jax.models.network import Network, Variables
 from rkd_jax.training import parallel
 
-KINDS = ('clean', 'fgsm', 'pgd', 'cw', 'transfer', *certified.KINDS)
+# Kinds that stand for a version of AutoAttack.
+AUTOATTACK = {'autoattack': 'standard', 'autoattack_plus': 'plus',
+              'autoattack_fast': 'fast'}
+KINDS = ('clean', 'fgsm', 'pgd', 'cw', 'transfer', *AUTOATTACK, *certified.KINDS)
 _PAPER_EPS = 8 / 255  # The radius that the papers' step sizes belong to.
 
 
@@ -27,8 +30,8 @@ class AttackSpec:
 
   Attributes:
     kind: 'clean' (no attack), 'fgsm', 'pgd' (cross-entropy), 'cw' (PGD on the
-      margin), 'transfer' ('pgd' on the source network: a black-box attack), or one
-      of `certified.KINDS`: all attacks at once, by a bound.
+      margin), 'transfer' ('pgd' on the source network: a black-box attack), one of
+      `AUTOATTACK`, or one of `certified.KINDS`: all attacks at once, by a bound.
     eps: radius in pixel units; unused by 'clean'.
     step_size: length of a step; for 'pgd', 'cw' and 'transfer'.
     steps: number of steps; likewise.
@@ -68,7 +71,7 @@ def standard_attacks(eps: float, norm: str = 'linf') -> dict[str, AttackSpec]:
       'pgd20_small': make('pgd', step_size=eps * .003 / _PAPER_EPS, steps=20),
       'cw30': make('cw', step_size=step_size, steps=30),
       'transfer': make('transfer', step_size=step_size, steps=20),
-      **{kind: make(kind) for kind in certified.KINDS},
+      **{kind: make(kind) for kind in (*AUTOATTACK, *certified.KINDS)},
   }
 
 
@@ -121,10 +124,15 @@ def correct(network: Network, variables: Variables, split, spec: AttackSpec, *,
   if split.image.dtype != np.uint8:
     raise ConfigError(
         f'images must be uint8 pixels, got {split.image.dtype}')
+  total = len(split.label)
+  if spec.kind in AUTOATTACK:
+    return autoattack(network, variables, split, spec.kind, eps=spec.eps, norm=spec.norm,
+                      key=key, batch_size=batch_size, progress=progress and (
+                          lambda stage, done, left, share: progress(
+                              total - left + done, total))).survived
   source_network, source_variables = _source(spec, source)
   program = _program(network, source_network, spec.kind, spec.norm, spec.restarts)
   lengths = {'eps': spec.eps, 'step_size': spec.step_size, 'steps': spec.steps}
-  total = len(split.label)
   batch_size = min(batch_size, certified.LARGEST_BATCH.get(spec.kind, batch_size))
   result = np.zeros(total, bool)
   done = 0
@@ -136,6 +144,23 @@ def correct(network: Network, variables: Variables, split, spec: AttackSpec, *,
     if progress is not None:
       progress(done, total)
   return result
+
+
+def autoattack(network: Network, variables: Variables, split, name: str, *, eps: float,
+               norm: str, key: jax.Array, batch_size: int, store=None,
+               progress: Callable[..., None] | None = None, **settings: Any):
+  """`attacks.autoattack` of a network on a split; `name` is of `AUTOATTACK`.
+
+  Examples draw as in `correct`; the other arguments and the result are as there.
+  """
+  total = len(split.label)
+  # The same numbers as `to_float` gives: both are correctly rounded.
+  images = split.image.astype(np.float32) / np.float32(255)
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(total))
+  return attacks.autoattack(
+      functools.partial(network.predict, variables), images, split.label, key=keys,
+      eps=eps, norm=norm, version=AUTOATTACK[name], batch_size=batch_size, store=store,
+      compile_fn=parallel.compile_fn, progress=progress, **settings)
 
 
 def evaluate(network: Network, variables: Variables, split,

@@ -276,5 +276,6 @@ def test_refused(changed, says):
 
 
 def test_described():
-  assert [name for name, _ in attacks.describe()] == ['fgsm', 'pgd', 'cw_linf']
+  assert [name for name, _ in attacks.describe()] == [
+      'fgsm', 'pgd', 'cw_linf', 'apgd', 'fab', 'square', 'autoattack']
   assert all(line.endswith('.') for _, line in attacks.describe())

@@ -1,0 +1,120 @@
+"""The stage of `rkd evaluate --attack`: a finished student against AutoAttack."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import MutableMapping
+
+import jax
+import numpy as np
+
+from rkd_jax import config as configuration
+from rkd_jax.errors import unknown_name
+from rkd_jax.evaluation import robustness
+from rkd_jax.models import weights
+from rkd_jax.report import provenance
+from rkd_jax.stages import build
+from rkd_jax.stages.train import weights_file
+from rkd_jax.training import rng
+
+NAMES = tuple(robustness.AUTOATTACK)
+
+
+class BatchFolder(MutableMapping):
+  """Finished batches as files, each there whole or not at all."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+
+  def _file(self, name):
+    return self.folder / f'{name}.npz'
+
+  def __getitem__(self, name):
+    if not self._file(name).exists():
+      raise KeyError(name)
+    with np.load(self._file(name), allow_pickle=False) as file:
+      return dict(file)
+
+  def __setitem__(self, name, arrays):
+    self.folder.mkdir(parents=True, exist_ok=True)
+    partial = self.folder / f'{name}.partial'
+    with partial.open('wb') as file:
+      np.savez(file, **arrays)
+    os.replace(partial, self._file(name))
+
+  def __delitem__(self, name):
+    self._file(name).unlink()
+
+  def __iter__(self):
+    return (path.stem for path in self.folder.glob('*.npz'))
+
+  def __len__(self):
+    return sum(1 for _ in self)
+
+
+def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
+           save_images: bool, progress, **settings) -> dict:
+  """Attacks the student at its best; writes and returns `tables/<name>.json`.
+
+  An interrupted attack goes on where it was: finished batches are kept in
+  `tables/<name>.batches/` until the table is written.
+
+  Args:
+    config: of the run; the radius and norm are those of `config.attack`.
+    workdir: of the run, whose training is finished.
+    dataset: of the run.
+    name: of `NAMES`.
+    examples: of the test split; 0: all.
+    save_images: also write `images/<name>.npz`, with `image` float32[N, H, W, C],
+      `label` and `index` (in the test split) of the examples that were broken.
+    progress: a bar.
+    **settings: of `attacks.stages.make`.
+
+  Raises:
+    ConfigError: unknown name.
+  """
+  if name not in NAMES:
+    raise unknown_name('attack', name, NAMES)
+  progress.stage(f'{name} {config.method}')
+  split = build.first(dataset.test, examples)
+  student = build.make_network(config.model, dataset, config.dtype)
+  variables = weights.load(weights_file(workdir, 'student', 'best'),
+                           weights.template(student.module, dataset.image_shape))
+  partial = workdir / 'tables' / f'{name}.batches'
+  result = robustness.autoattack(
+      student, variables, split, name, eps=config.attack.eps, norm=config.attack.norm,
+      key=jax.random.fold_in(rng.stream(config.seed, 'evaluate'), len(name)),
+      batch_size=min(config.evaluation.batch_size, len(split)),
+      store=BatchFolder(partial / _fingerprint(variables)), progress=(
+          lambda stage, done, total, share: progress.detail(
+              f'{stage} {done}/{total}, robust {share:.1%}')), **settings)
+  progress.detail('')
+  if save_images:
+    _save(workdir / 'images' / f'{name}.npz', result, split)
+  table = {
+      'method': config.method, 'model': config.model, 'data': config.data.name,
+      'seed': config.seed, 'attack': name, 'norm': config.attack.norm,
+      'eps': config.attack.eps, 'examples': len(split), 'settings': settings,
+      'clean': float(result.robust['clean'].mean()),
+      'robust': float(result.survived.mean()),
+      'stages': [dataclasses.asdict(report) for report in result.reports],
+      'warnings': list(result.warnings), **provenance.describe()}
+  configuration.write_json(workdir / 'tables' / f'{name}.json', table)
+  shutil.rmtree(partial, ignore_errors=True)
+  return table
+
+
+def _save(path, result, split):
+  broken = result.robust['clean'] & ~result.survived
+  path.parent.mkdir(parents=True, exist_ok=True)
+  np.savez(path, image=result.images[broken], label=split.label[broken],
+           index=np.flatnonzero(broken))
+
+
+def _fingerprint(variables) -> str:
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(variables):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""`rkd evaluate --attack` on a small run: its table, its images, resuming, errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rkd_jax import cli, experiment
+from rkd_jax.errors import ConfigError
+from rkd_jax.stages import attack as stage
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+SMALL = {
+    'devices': 1, 'model': 'mlp_16', 'method': 'standard', 'data': {'name': 'digits'},
+    'attack': {'eps': 0.1, 'step_size': 0.05, 'steps': 2},
+    'train': {'epochs': 8, 'batch_size': 128},
+    'validation': {'every': 8, 'examples': 100},
+    'evaluation': {'attacks': ('clean', 'pgd20'), 'examples': 40, 'batch_size': 20},
+}
+SHORT = {'examples': 40, 'steps': 10, 'queries': 50}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('attacked')
+  return workdir, experiment.run(SMALL, workdir)
+
+
+def test_table_and_images(finished):
+  workdir, results = finished
+  table = experiment.attack(SMALL, workdir, 'autoattack', save_images=True, **SHORT)
+  assert table == json.loads((workdir / 'tables' / 'autoattack.json').read_text())
+  assert not (workdir / 'tables' / 'autoattack.batches').exists()
+  best = results['student']['best']
+  assert table['clean'] == best['clean']['accuracy'] and table['examples'] == 40
+  assert table['robust'] <= best['pgd20']['accuracy'] < table['clean']
+  assert [s['name'] for s in table['stages']] == ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+  assert all({'seconds', 'queries', 'gradients', 'robust_accuracy'} <= s.keys()
+             for s in table['stages'])
+  with np.load(workdir / 'images' / 'autoattack.npz') as file:
+    dataset = experiment.check(experiment.configuration.resolve(SMALL))
+    clean = dataset.test.image[file['index']].astype(np.float64) / 255
+    np.testing.assert_array_equal(file['label'], dataset.test.label[file['index']])
+    assert len(clean) == round((table['clean'] - table['robust']) * 40)
+    distance = np.abs(file['image'] - clean).reshape(len(clean), -1).max(axis=1)
+    assert (distance <= 0.1 + 1e-7).all() and distance.max() > 0.05
+
+
+def test_an_interrupted_attack_goes_on(finished, monkeypatch):
+  workdir, _ = finished
+  written, write = [], stage.BatchFolder.__setitem__
+
+  def interrupted(self, name, arrays):
+    if len(written) == 3:
+      raise KeyboardInterrupt
+    written.append(name)
+    write(self, name, arrays)
+
+  monkeypatch.setattr(stage.BatchFolder, '__setitem__', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    experiment.attack(SMALL, workdir, 'autoattack_fast', **SHORT)
+  monkeypatch.setattr(stage.BatchFolder, '__setitem__', lambda self, name, arrays: (
+      written.append(name), write(self, name, arrays)))
+  again = experiment.attack(SMALL, workdir, 'autoattack_fast', **SHORT)
+  assert len(written) > 3 and len(set(written)) == len(written)
+  del written[:]
+  assert experiment.attack(SMALL, workdir, 'autoattack_fast', **SHORT)['robust'] == again[
+      'robust']
+  assert len(written) > 3  # The files were removed, so that this was a run of its own.
+
+
+def test_the_command(finished, capsys, monkeypatch):
+  workdir, _ = finished
+  run = experiment.attack
+  monkeypatch.setattr(experiment, 'attack', lambda *args, **given: run(
+      *args, **given, steps=3))
+  arguments = ['evaluate', '--workdir', str(workdir)]
+  assert cli.main([*arguments, '--attack', 'autoattack_fast', '--examples', '10']) == 0
+  assert 'apgd-t' in capsys.readouterr().out
+  assert cli.main([*arguments, '--attack', 'autoatack']) == 2
+  assert "did you mean 'autoattack'" in capsys.readouterr().err
+  assert cli.main([*arguments, '--examples', '5']) == 2
+  assert '--config.evaluation.examples' in capsys.readouterr().err
+  assert cli.main([*arguments, '--attack', 'autoattack', '--examples', '-1']) == 2
+
+
+def test_among_the_attacks_of_an_evaluation(finished):
+  """By name in config.evaluation.attacks; part of 'worst'."""
+  workdir, _ = finished
+  config = experiment.configuration.resolve(SMALL)
+  config.evaluation.attacks = ('clean', 'autoattack_fast')
+  config.evaluation.examples = 20
+  best = experiment.evaluate(config, workdir)['student']['best']
+  assert best['worst'] == best['autoattack_fast']
+  assert best['autoattack_fast']['correct'] < best['clean']['correct']
+
+
+def test_unfinished(tmp_path):
+  with pytest.raises(ConfigError, match='not finished'):
+    experiment.attack(SMALL, tmp_path, 'autoattack')
