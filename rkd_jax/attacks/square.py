@@ -12,7 +12,8 @@ from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.windows import Window, bumps, stripes, tiles
 
 _FIRST_SHARE = 0.8  # p: the share of the pixels in the first square.
-_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # Of 10,000 queries.
+# Of 10,000 queries, as the released code and AutoAttack have them.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def square(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',

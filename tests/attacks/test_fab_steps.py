@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rkd_jax.attacks import fab, hyperplane
+from rkd_jax.attacks import hyperplane
+from rkd_jax.attacks.fab import _move, fab, search
 from rkd_jax.errors import ConfigError
 
 B, D, K = 8, 20, 4
@@ -103,7 +104,7 @@ def test_distance_of_a_linear_classifier(norm):
   least = least_linear(norm)
   near = least < 0.25  # No pixel can leave [0, 1] on the way.
   assert near.sum() >= B // 2
-  found = jax.jit(lambda x: fab.fab(linear, x, LABELS, key=jax.random.key(0), norm=norm,
+  found = jax.jit(lambda x: fab(linear, x, LABELS, key=jax.random.key(0), norm=norm,
                                     steps=15))(IMAGES)
   adv, distance = np.asarray(found.images), np.asarray(found.distance)
   assert (np.argmax(linear(adv), axis=1) != LABELS).all()
@@ -116,7 +117,7 @@ def test_distance_of_a_linear_classifier(norm):
 
 def test_targeted_approaches_one_class():
   targets = (LABELS + 1) % K
-  found = fab.fab(linear, IMAGES, LABELS, key=jax.random.key(0), norm='l2', steps=30,
+  found = fab(linear, IMAGES, LABELS, key=jax.random.key(0), norm='l2', steps=30,
                   targets=targets)
   logits = (IMAGES.astype(np.float64) - 0.5) @ W
   rows = np.arange(B)
@@ -152,7 +153,7 @@ def test_step(norm):
   point = (clean + rng.uniform(-0.02, 0.02, size=(B, D))).astype(np.float32)
   w = rng.normal(size=(B, D)).astype(np.float32)
   v = rng.uniform(-0.3, 0.3, size=B).astype(np.float32)
-  got = fab._move(*map(jnp.asarray, (point, clean, v, w)), norm)
+  got = _move(*map(jnp.asarray, (point, clean, v, w)), norm)
   for z, x, c, a, b in zip(np.asarray(got), *(
       array.astype(np.float64) for array in (point, clean, w, v))):
     np.testing.assert_allclose(z, move_by_hand(x, c, a, b, norm), atol=2e-5)
@@ -162,7 +163,7 @@ def test_step(norm):
 def test_search_in_the_ball_counted_and_the_same_for_any_batch(norm, eps):
   labels = np.argmax(relu_net(IMAGES), axis=1)
   keys = jax.random.split(jax.random.key(1), B)
-  program = jax.jit(lambda x, y, k: fab.search(
+  program = jax.jit(lambda x, y, k: search(
       relu_net, x, y, k, eps=eps, norm=norm, steps=12))
   found = program(IMAGES, labels, keys)
   adv = np.asarray(found.images)
@@ -191,7 +192,7 @@ def test_forward_passes_are_those_that_are_counted():
     jax.debug.callback(lambda: calls.append(1))
     return linear(images)
 
-  found = fab.search(counted, jnp.asarray(IMAGES), jnp.asarray(LABELS),
+  found = search(counted, jnp.asarray(IMAGES), jnp.asarray(LABELS),
                      jax.random.split(jax.random.key(1), B), eps=1e-4, norm='l2',
                      steps=4)
   jax.block_until_ready(found)
@@ -202,7 +203,7 @@ def test_forward_passes_are_those_that_are_counted():
 def test_restarts_never_lengthen_and_a_wrong_image_has_distance_zero():
   labels = np.array(np.argmax(relu_net(IMAGES), axis=1))
   labels[2] = (labels[2] + 1) % K
-  run = lambda restarts: fab.fab(relu_net, IMAGES, labels, key=jax.random.key(2),
+  run = lambda restarts: fab(relu_net, IMAGES, labels, key=jax.random.key(2),
                                  norm='l2', steps=8, restarts=restarts)
   one, three = run(1), run(3)
   assert (three.distance <= one.distance).all()
@@ -216,4 +217,4 @@ def test_restarts_never_lengthen_and_a_wrong_image_has_distance_zero():
 def test_refused(changed, says):
   given = {'key': jax.random.key(0)} | changed
   with pytest.raises(ConfigError, match=says):
-    fab.fab(linear, IMAGES, LABELS, **given)
+    fab(linear, IMAGES, LABELS, **given)

@@ -22,8 +22,10 @@ def linear(images):
 
 
 def test_schedule():
-  """p = 0.8, halved after 10, 50, 200, 1000, 2000, 4000, 6000, 8000 of 10,000."""
-  halved = [10, 50, 200, 1000, 2000, 4000, 6000, 8000]
+  """p = 0.8, halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000,
+  as in the released code and in AutoAttack.
+  """
+  halved = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]
   for query in (1, 6, 7, 27, 102, 502, 1002, 2500, 3500, 4500):
     at = int((query - 1) / 5000 * 10000)
     p = 0.8 / 2 ** sum(at > mark for mark in halved)

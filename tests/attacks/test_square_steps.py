@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rkd_jax.attacks import square, windows
+from rkd_jax.attacks import windows
+from rkd_jax.attacks.square import _exchange, _propose, _sides, search, square
 from rkd_jax.errors import ConfigError
 
 B, SHAPE, K = 6, (6, 5, 3), 4
@@ -27,12 +28,12 @@ KEYS = jax.random.split(jax.random.key(3), B)
 
 
 def run(images=IMAGES, labels=LABELS, keys=KEYS, *, eps, norm, queries=60):
-  return square.search(relu_net, jnp.asarray(images), jnp.asarray(labels), keys, eps=eps,
+  return search(relu_net, jnp.asarray(images), jnp.asarray(labels), keys, eps=eps,
                        norm=norm, queries=queries)
 
 
 def share_by_hand(query, queries):
-  """The p of a query from 0, as sec. 4 of the paper and its released code halve it."""
+  """The p of a query from 0, as its released code and AutoAttack halve it."""
   at = int(query * 10_000 // queries)
   share = 0.8
   for halving in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000):
@@ -45,7 +46,7 @@ def share_by_hand(query, queries):
 def test_schedule(queries):
   side = 224
   at = np.arange(queries)
-  got = jax.vmap(lambda q: square._sides(q + 1, queries, (1, side, side, 3))[0])(at)
+  got = jax.vmap(lambda q: _sides(q + 1, queries, (1, side, side, 3))[0])(at)
   expected = [round(math.sqrt(share_by_hand(q, queries) * side * side)) for q in at]
   np.testing.assert_array_equal(got, expected)
   assert len(set(expected)) >= 9
@@ -53,7 +54,7 @@ def test_schedule(queries):
 
 def test_schedule_of_very_many_queries():
   """2e9 * 10,000 is no int32."""
-  height, _ = square._sides(jnp.int32(1_999_999_999), 2_000_000_000, (1, 224, 224, 3))
+  height, _ = _sides(jnp.int32(1_999_999_999), 2_000_000_000, (1, 224, 224, 3))
   assert height == round(math.sqrt(0.8 / 2**9) * 224)
 
 
@@ -97,7 +98,7 @@ def test_exchange(norm):
                                   jnp.int32(3), SHAPE[:2])
   here, there = make(corner[0]), make(corner[1])
   keys = jax.random.split(jax.random.key(1), B)
-  got = np.asarray(square._exchange(jnp.asarray(offset, jnp.float32), here, there,
+  got = np.asarray(_exchange(jnp.asarray(offset, jnp.float32), here, there,
                                     jnp.asarray(signs, jnp.float32), keys, eps, norm))
   bumps = np.asarray(windows.bumps(here, keys), np.float64)
   size = lambda a: (np.abs(a)**power).sum()**(1 / power)
@@ -120,7 +121,7 @@ def test_exchange(norm):
 
 def test_linf_starts_with_stripes_and_fills_squares():
   eps = 0.1
-  start = np.asarray(square.search(
+  start = np.asarray(search(
       relu_net, jnp.asarray(IMAGES), jnp.asarray(LABELS), KEYS, eps=eps, norm='linf',
       queries=1).images)
   up, down = (np.clip(IMAGES + s * eps, 0, 1) for s in (1, -1))
@@ -133,7 +134,7 @@ def test_linf_starts_with_stripes_and_fills_squares():
   # One proposal: one square, one sign a channel.
   keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, 7)
   inner = np.full_like(IMAGES, 0.5)
-  new = np.asarray(square._propose(jnp.asarray(inner), jnp.asarray(inner), keys,
+  new = np.asarray(_propose(jnp.asarray(inner), jnp.asarray(inner), keys,
                                    (3, 3), eps, 'linf')) - 0.5
   for b in range(B):
     rows, columns = (np.flatnonzero(new[b].any(axis=axes)) for axes in ((1, 2), (0, 2)))
@@ -166,7 +167,7 @@ def test_in_the_ball_counted_and_the_same_for_any_batch(norm, eps):
 
 def test_images_of_another_rank():
   flat = IMAGES.reshape(B, -1)
-  adv = np.asarray(square.square(relu_net, flat, LABELS, key=KEYS, eps=0.05, queries=20))
+  adv = np.asarray(square(relu_net, flat, LABELS, key=KEYS, eps=0.05, queries=20))
   assert adv.shape == flat.shape and (np.abs(adv - flat) <= np.float32(0.05)).all()
   assert (adv != flat).any(axis=1).all()
 
@@ -177,4 +178,4 @@ def test_images_of_another_rank():
 def test_refused(changed, says):
   given = {'key': jax.random.key(0), 'eps': 0.1, 'queries': 3} | changed
   with pytest.raises(ConfigError, match=says):
-    square.square(relu_net, IMAGES, LABELS, **given)
+    square(relu_net, IMAGES, LABELS, **given)
