@@ -148,7 +148,8 @@ def loops(jaxpr):
   return found
 
 
-@pytest.mark.parametrize('name', distill.METHODS)
+# robustkd needs a network with tapped features, and makes its images itself.
+@pytest.mark.parametrize('name', [n for n in distill.METHODS if n != 'robustkd'])
 def test_every_method_is_perturbed_and_attacks_once(lab, data, name):
   """Traced only: the state keeps its form, the attack's loop is there once."""
   method = distill.make(name, {}, threat=lab.THREAT, epochs=3)
@@ -172,7 +173,7 @@ def test_every_method_is_perturbed_and_attacks_once(lab, data, name):
     assert ('awp_rise' in metrics) == (label == 'awp')
     counts[label] = loops(jaxpr.jaxpr)
   assert counts['plain'] == counts['awp']
-  attacks = name not in ('standard', 'sd', 'kdiga', 'certified', 'robustkd', 'adaptive')
+  attacks = name not in ('standard', 'sd', 'kdiga', 'certified', 'adaptive')
   assert (counts['plain'] > 0) == attacks
 
 

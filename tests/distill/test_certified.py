@@ -112,7 +112,7 @@ def forward(lab):
 
     if objective not in programs:
       programs[objective] = jax.jit(program, compiler_options=lab.QUICK)
-    fields = {k: v for k, v in vars(batch).items() if k != 'mean'}
+    fields = {k: v for k, v in vars(batch).items() if k not in ('mean', 'views', 'once')}
     return programs[objective](student.variables, **fields)
 
   return run

@@ -140,9 +140,9 @@ class Counting(Network):
     self.calls['predict'] = self.calls.get('predict', 0) + 1
     return super().predict(variables, images)
 
-  def train(self, variables, images):
+  def train(self, variables, images, tap=None):
     self.calls['train'] = self.calls.get('train', 0) + 1
-    return super().train(variables, images)
+    return super().train(variables, images, tap)
 
 
 @pytest.mark.parametrize('changes, epoch, robust, clean', [
