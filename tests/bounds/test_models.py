@@ -36,10 +36,10 @@ def network(name, shape):
   return net.predict, trained()
 
 
-def check(name, shape, methods):
+def check(name, shape, methods, radii=(0.0, 1e-3)):
   fn, variables = network(name, shape)
   x = np.random.default_rng(0).uniform(size=(2, *shape)).astype(np.float32)
-  for eps in (0.0, 1e-3):
+  for eps in radii:
     ball = bounds.linf_ball(x, eps, lower=0.0, upper=1.0)
     bound = jax.jit(lambda v, b: {
         m: getattr(bounds, m)(functools.partial(fn, v), b) for m in methods})
@@ -68,7 +68,7 @@ def exact(fn, variables, ball):
 
 @pytest.mark.parametrize('name', list(SMALL))
 def test_small_networks(name):
-  check(name, SMALL[name], ('ibp', 'crown_ibp', 'crown'))
+  check(name, SMALL[name], ('ibp', 'crown_ibp', 'crown'), (0.0, 1e-3, 0.1, 1.0))
 
 
 @pytest.mark.parametrize('name', list(DEEP))
