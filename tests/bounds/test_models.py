@@ -73,7 +73,7 @@ def test_small_networks(name):
 
 @pytest.mark.parametrize('name', list(DEEP))
 def test_deep_networks(name):
-  check(name, DEEP[name], ('ibp', 'crown_ibp'))
+  check(name, DEEP[name], ('ibp', 'crown_ibp'), (0.0, 1e-3, 0.1, 1.0))
 
 
 @pytest.mark.slow
