@@ -7,11 +7,12 @@ Cost:     see docs/backdoors.md.
 Expected: the tables in docs/backdoors.md.
 
 One poisoned teacher (cnn_16_32, standard training), students cnn_8_16 that see clean
-images alone. First without a defence, by four recipes: features with cross-entropy
-(the published kind of distillation), features alone through a reused head, logits
-without labels at T = 4, and cross-entropy alone. A defence counts only in recipes
-through which the backdoor passes. Then RobustKD's published mask, the gates of this
-library, and the baselines, each on the teacher before the same distillation.
+images alone. First without a defence, by every recipe: cross-entropy alone, features
+with cross-entropy (plain, and OFD as published), a reused head, logits at T = 1, 4 and
+20, the last two with and without labels. A defence counts only in recipes through which
+the backdoor passes: then RobustKD's published mask, the gates of this library and the
+baselines follow for the reused head and for logits (T = 4), each on the teacher before
+the same distillation, and the same two recipes from a clean teacher.
 
 Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mnist_wanet,
 mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
@@ -19,9 +20,9 @@ fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aw
 fashion_mnist_ckd, fashion_mnist_lba. mnist_adba, fashion_mnist_adba: a teacher made so
 that its backdoor survives distillation with labels; read every row beside 'CE alone',
 which no teacher taught, because its trigger is also a universal perturbation. Others:
-fashion_mnist_badnets_transfer, fashion_mnist_blended_transfer: undefended recipes only
-(T = 1, 4, 20, with and without labels); fashion_mnist_badnets_cap,
-fashion_mnist_badnets_share: sensitivity to the mask's cap and to the clean data;
+fashion_mnist_badnets_cap, _weight, _layers, _share: sensitivity to the mask's cap,
+lambda and layers and to the clean data; fashion_mnist_badnets_gates: which part of the
+gates does what; fashion_mnist_badnets_families: other students;
 fashion_mnist_badnets_adaptive: an attacker who keeps feature variance low;
 fashion_mnist_badnets_compose: ciard and fd from a detoxified teacher. Does it run? smoke
 """
@@ -32,10 +33,10 @@ TRIGGERS = ('badnets', 'blended', 'sig', 'lc', 'wanet', 'input_aware', 'ckd', 'l
 _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
                for trigger in TRIGGERS)
 _BADNETS = 'fashion_mnist_badnets'
-VARIANTS = (*_PAIRS, 'mnist_adba', 'fashion_mnist_adba', f'{_BADNETS}_transfer',
-            'fashion_mnist_blended_transfer',
-            *(f'{_BADNETS}_{what}' for what in ('cap', 'share', 'adaptive', 'compose')),
-            'smoke')
+VARIANTS = (*_PAIRS, 'mnist_adba', 'fashion_mnist_adba',
+            *(f'{_BADNETS}_{what}' for what in (
+                'cap', 'weight', 'layers', 'share', 'gates', 'families', 'adaptive',
+                'compose')), 'smoke')
 
 # What the attacks need on these data sets to reach a success rate of 95 %.
 ATTACKS = {
@@ -72,7 +73,8 @@ def get_config(variant=''):
       'teachers': {'poisoned': {'overrides': ADBA if what == 'adba' else {
           'method': 'adaptive' if what == 'adaptive' else 'standard',
           'model': 'cnn_16_32',
-          'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {})}}}},
+          'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {})}}},
+          'clean': {'overrides': {'method': 'standard', 'model': 'cnn_16_32'}}},
       'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
   })
   if what == 'compose':
@@ -120,35 +122,63 @@ def _logits(temperature, alpha):
   return {**LOGITS, 'sd': {'temperature': float(temperature), 'alpha': alpha}}
 
 
-UNDEFENDED = (('CE alone', CE), ('features, CE', FEATURES),
-              ('head', HEAD), ('logits', LOGITS))
+def _clean(recipe):
+  return {**recipe, 'single_teacher': 'clean'}
+
+
 OFD = {'method': 'robustkd'}
-DEFENCES = ('finetune', 'fine_pruning', 'nad', 'anp', 'i_bau', 'ft_sam')
 LOGITS_CE = _logits(4, 0.5)
+HEAD_CE = {**HEAD, 'robustkd': {**HEAD['robustkd'], 'cross_entropy': 1.0}}
+UNDEFENDED = (('CE alone', CE), ('features, CE', FEATURES), ('features OFD, CE', OFD))
+PASSING = (
+    *UNDEFENDED, ('head', HEAD), ('head, CE', HEAD_CE), ('logits', LOGITS),
+    ('logits, CE', LOGITS_CE), ('logits T 1', _logits(1, 1.0)),
+    ('logits T 1, CE', _logits(1, 0.5)), ('logits T 20', _logits(20, 1.0)),
+    ('logits T 20, CE', _logits(20, 0.5)))
+DEFENCES = ('finetune', 'fine_pruning', 'nad', 'anp', 'i_bau', 'ft_sam')
 
 
 def _all_defences(short, recipe):
-  return tuple(
+  return ((f'{short}, clean teacher', _clean(recipe)), *(
       defended(f'{short}, {label}', recipe, method, **options)
       for label, method, options in (
           ('mask', 'masks', {'cap': 0.05}), ('mask .9', 'masks', {'cap': 0.9}),
-          ('gates', 'gates', {}), *((d, d, {}) for d in DEFENCES)))
+          ('gates', 'gates', {}), *((d, d, {}) for d in DEFENCES))))
+
+
+def _masks(name, values):
+  """Rows of the mask with a cap of 0.9 and one other setting, or other caps."""
+  return (('head', HEAD), *(
+      defended(f'head, mask {name} {value or "all"}', HEAD, 'masks',
+               **{'cap': 0.9, name: value}) for value in values))
 
 
 STUDENTS = {
-    '': (*UNDEFENDED, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS)),
-    'adba': (('CE alone', CE), ('features, CE', FEATURES), ('features OFD, CE', OFD),
-             ('logits, CE', LOGITS_CE), ('logits', LOGITS),
+    '': (*PASSING, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS)),
+    'adba': (*UNDEFENDED, ('logits, CE', LOGITS_CE), ('logits', LOGITS),
              *_all_defences('logits, CE', LOGITS_CE)),
-    'transfer': (*UNDEFENDED, ('features OFD, CE', OFD), *(
-        (f'logits T {t}, {"CE" if a < 1 else "no CE"}', _logits(t, a))
-        for t in (1, 4, 20) for a in (1.0, 0.5))),
-    'cap': (('head', HEAD), *(
-        defended(f'head, mask {cap}', HEAD, 'masks', cap=cap)
-        for cap in (0.05, 0.2, 0.5, 0.9))),
+    'cap': _masks('cap', (0.05, 0.2, 0.5, 0.9, 1.0)),
+    'weight': _masks('weight', (0.1, 1.0, 10.0, 100.0)),
+    'layers': _masks('layers', ('stage1', 'stage2', '')),
     'share': (('head', HEAD), *(
-        (f'head, gates, {share:.0%}', {**HEAD, 'detox': {
-            'method': 'gates', 'share': share}}) for share in (0.01, 0.05, 0.1, 1.0))),
+        (f'head, {label}, {share:.0%}', {**HEAD, 'detox': {
+            'method': method, 'share': share, 'options': options}})
+        for label, method, options in (
+            ('mask .9', 'masks', {'cap': 0.9}), ('gates', 'gates', {}),
+            ('ft_sam', 'ft_sam', {})) for share in (0.01, 0.05, 0.1, 1.0))),
+    'gates': (('head', HEAD), *(
+        defended(f'head, {label}', HEAD, 'gates', **options) for label, options in (
+            ('gates and head, perturbed', {}),
+            ('gates and head, clean', {'weight': 0.0}),
+            ('gates, perturbed', {'head': False}),
+            ('head, perturbed', {'penalty': 0.0, 'layers': 'features'}),
+            ('head, clean', {'weight': 0.0, 'penalty': 0.0, 'layers': 'features'})))),
+    'families': tuple(
+        (f'{model}, {label}', {**recipe, 'model': model})
+        for model in ('cnn_4_8', 'mlp_64_64', 'resnet8')
+        for label, recipe in (
+            ('logits', LOGITS), defended('logits, mask .9', LOGITS, 'masks', cap=0.9),
+            defended('logits, gates', LOGITS, 'gates'))),
     'adaptive': (('head', HEAD), defended('head, mask .9', HEAD, 'masks', cap=0.9),
                  defended('head, gates', HEAD, 'gates')),
     'compose': tuple(

@@ -35,9 +35,10 @@ def table(workdirs: Iterable[str | pathlib.Path]) -> dict[str, dict[str, Any]]:
     title = trigger if not any(f'{trigger} ACC' in row for row in rows.values()) else (
         workdir.name)
     for name, cells in found.items():
+      # Clean teachers and their students have no trigger, but an accuracy to compare.
+      rows.setdefault(name, {})[f'{title} ACC'] = cells['clean']
       if 'asr' in cells:
-        rows.setdefault(name, {}).update({
-            f'{title} ACC': cells['clean'], f'{title} ASR': cells['asr']})
+        rows[name][f'{title} ASR'] = cells['asr']
     for name, base in undefended(config.compare.students).items():
       before, after = found[base], found[name]
       if before['asr']['mean'] >= LEAST:
