@@ -20,11 +20,12 @@ fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aw
 fashion_mnist_ckd, fashion_mnist_lba. mnist_adba, fashion_mnist_adba: a teacher made so
 that its backdoor survives distillation with labels; read every row beside 'CE alone',
 which no teacher taught, because its trigger is also a universal perturbation. Others:
-fashion_mnist_badnets_cap, _weight, _layers, _share: sensitivity to the mask's cap,
-lambda and layers and to the clean data; fashion_mnist_badnets_gates: which part of the
-gates does what; fashion_mnist_badnets_families: other students;
-fashion_mnist_badnets_adaptive: an attacker who keeps feature variance low;
-fashion_mnist_badnets_compose: ciard and fd from a detoxified teacher. Does it run? smoke
+fashion_mnist_badnets_cap, fashion_mnist_badnets_weight, fashion_mnist_badnets_layers,
+fashion_mnist_badnets_share: sensitivity to the mask's cap, lambda and layers and to the
+clean data; fashion_mnist_badnets_gates: which part of the gates does what;
+fashion_mnist_badnets_families: other students; fashion_mnist_badnets_adaptive: an
+attacker who keeps feature variance low; fashion_mnist_badnets_compose: ciard and fd from
+a detoxified teacher. Does it run? smoke
 """
 
 import ml_collections
