@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,6 +46,28 @@ def test_table_and_images(finished):
     assert len(clean) == round((table['clean'] - table['robust']) * 40)
     distance = np.abs(file['image'] - clean).reshape(len(clean), -1).max(axis=1)
     assert (distance <= 0.1 + 1e-7).all() and distance.max() > 0.05
+
+
+def test_all_devices_find_what_one_finds(finished, monkeypatch):
+  """As the config says; images and verdicts but for rounding."""
+  if jax.device_count() < 8:
+    pytest.skip('8 devices wanted')
+  workdir, _ = finished
+  attack, found = stage.robustness.autoattack, []
+
+  def recorded(*args, mesh, **settings):
+    found.append((mesh, attack(*args, mesh=mesh, **settings)))
+    return found[-1][1]
+
+  monkeypatch.setattr(stage.robustness, 'autoattack', recorded)
+  for devices in (1, 0):
+    experiment.attack({**SMALL, 'devices': devices}, workdir, 'autoattack', **SHORT)
+  (alone, one), (mesh, many) = found
+  assert alone is None and mesh.size == jax.device_count()
+  for name, robust in one.robust.items():
+    np.testing.assert_array_equal(many.robust[name], robust)
+  np.testing.assert_allclose(many.images, one.images, atol=1e-5)
+  assert not one.survived.all() and one.survived.any()
 
 
 def test_an_interrupted_attack_goes_on(finished, monkeypatch):
@@ -113,8 +136,14 @@ def test_among_the_attacks_of_an_evaluation(finished):
   config.evaluation.attacks = ('clean', 'autoattack_fast')
   config.evaluation.examples = 20
   best = experiment.evaluate(config, workdir)['student']['best']
+  stages = best['autoattack_fast'].pop('stages')
   assert best['worst'] == best['autoattack_fast']
   assert best['autoattack_fast']['correct'] < best['clean']['correct']
+  assert [stage['name'] for stage in stages] == ['apgd-ce', 'apgd-t']
+  assert stages[-1]['robust_accuracy'] == best['worst']['accuracy']
+  assert stages[0]['attacked'] == best['clean']['correct']
+  written = json.loads((workdir / 'tables' / 'evaluation.json').read_text())
+  assert written['student']['best']['autoattack_fast']['stages'] == stages
 
 
 def test_unfinished(tmp_path):

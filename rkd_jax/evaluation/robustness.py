@@ -126,10 +126,8 @@ def correct(network: Network, variables: Variables, split, spec: AttackSpec, *,
         f'images must be uint8 pixels, got {split.image.dtype}')
   total = len(split.label)
   if spec.kind in AUTOATTACK:
-    return autoattack(network, variables, split, spec.kind, eps=spec.eps, norm=spec.norm,
-                      key=key, batch_size=batch_size, progress=progress and (
-                          lambda stage, done, left, share: progress(
-                              total - left + done, total))).survived
+    return _autoattacked(network, variables, split, spec, key, batch_size,
+                         progress).survived
   source_network, source_variables = _source(spec, source)
   program = _program(network, source_network, spec.kind, spec.norm, spec.restarts)
   lengths = {'eps': spec.eps, 'step_size': spec.step_size, 'steps': spec.steps}
@@ -146,12 +144,23 @@ def correct(network: Network, variables: Variables, split, spec: AttackSpec, *,
   return result
 
 
+def _autoattacked(network, variables, split, spec, key, batch_size, progress):
+  """AutoAttack by a specification, with the progress of `correct`."""
+  total = len(split.label)
+  return autoattack(
+      network, variables, split, spec.kind, eps=spec.eps, norm=spec.norm, key=key,
+      batch_size=batch_size, progress=progress and (
+          lambda stage, done, left, share: progress(total - left + done, total)))
+
+
 def autoattack(network: Network, variables: Variables, split, name: str, *, eps: float,
-               norm: str, key: jax.Array, batch_size: int, store=None,
+               norm: str, key: jax.Array, batch_size: int,
+               mesh: jax.sharding.Mesh | None = None, store=None,
                progress: Callable[..., None] | None = None, **settings: Any):
   """`attacks.autoattack` of a network on a split; `name` is of `AUTOATTACK`.
 
-  Examples draw as in `correct`; the other arguments and the result are as there.
+  Examples draw as in `correct`; the other arguments and the result are those of
+  `attacks.autoattack`. A batch is shared out over the devices of `mesh`.
   """
   total = len(split.label)
   # The same numbers as `to_float` gives: both are correctly rounded.
@@ -159,8 +168,8 @@ def autoattack(network: Network, variables: Variables, split, name: str, *, eps:
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(total))
   return attacks.autoattack(
       functools.partial(network.predict, variables), images, split.label, key=keys,
-      eps=eps, norm=norm, version=AUTOATTACK[name], batch_size=batch_size, store=store,
-      compile_fn=parallel.compile_fn, progress=progress, **settings)
+      eps=eps, norm=norm, version=AUTOATTACK[name], batch_size=batch_size, mesh=mesh,
+      store=store, compile_fn=parallel.compile_fn, progress=progress, **settings)
 
 
 def evaluate(network: Network, variables: Variables, split,
@@ -183,7 +192,8 @@ def evaluate(network: Network, variables: Variables, split,
     progress: `progress(name, examples done, N)`, called after every batch.
 
   Returns:
-    {name: {'accuracy': in [0, 1], 'n': int, 'correct': int}} for every attack, and
+    {name: {'accuracy': in [0, 1], 'n': int, 'correct': int}} for every attack, with
+    'stages', a dict for each `attacks.autoattack.Report`, where it is AutoAttack; and
     for 'worst': the examples that are right under all attacks, certified bounds
     aside (they are below the true robust accuracy, attacks above). Where both are
     there, 'w_robust': the float (clean + pgd20) / 2, the papers' W-Robust.
@@ -194,18 +204,26 @@ def evaluate(network: Network, variables: Variables, split,
   if not specs or not len(split.label):
     raise ConfigError(f'nothing to evaluate: {len(split.label)} examples, attacks '
                       f'{list(specs)}; wanted at least one of each')
-  survived = {}
+  survived, reports = {}, {}
   for name, spec in specs.items():
-    survived[name] = correct(
-        network, variables, split, spec, batch_size=batch_size, source=source,
-        key=jax.random.fold_in(key, zlib.crc32(name.encode())),
-        progress=progress and functools.partial(progress, name))
+    its_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    its_progress = progress and functools.partial(progress, name)
+    if spec.kind in AUTOATTACK:
+      found = _autoattacked(network, variables, split, spec, its_key, batch_size,
+                            its_progress)
+      survived[name], reports[name] = found.survived, found.reports
+    else:
+      survived[name] = correct(
+          network, variables, split, spec, batch_size=batch_size, source=source,
+          key=its_key, progress=its_progress)
   survived['worst'] = np.logical_and.reduce([
       right for name, right in survived.items()
       if specs[name].kind not in certified.KINDS] or list(survived.values()))
   results = {name: {'accuracy': float(np.mean(right)), 'n': len(right),
                     'correct': int(np.sum(right))}
              for name, right in survived.items()}
+  for name, stages in reports.items():
+    results[name]['stages'] = [dataclasses.asdict(stage) for stage in stages]
   if 'clean' in specs and 'pgd20' in specs:
     results['w_robust'] = (
         results['clean']['accuracy'] + results['pgd20']['accuracy']) / 2

@@ -17,7 +17,7 @@ from rkd_jax.models import weights
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
 from rkd_jax.stages.train import weights_file
-from rkd_jax.training import rng
+from rkd_jax.training import parallel, rng
 
 NAMES = tuple(robustness.AUTOATTACK)
 
@@ -62,7 +62,8 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
   `tables/<name>.batches/` until the table is written.
 
   Args:
-    config: of the run; the radius and norm are those of `config.attack`.
+    config: of the run; the radius and norm are those of `config.attack`, and batches
+      are shared out over `config.devices`.
     workdir: of the run, whose training is finished.
     dataset: of the run.
     name: of `NAMES`.
@@ -87,9 +88,10 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
       student, variables, split, name, eps=config.attack.eps, norm=config.attack.norm,
       key=jax.random.fold_in(rng.stream(config.seed, 'evaluate'), len(name)),
       batch_size=min(config.evaluation.batch_size, len(split)),
-      store=BatchFolder(partial / _fingerprint(variables)), progress=(
-          lambda stage, done, total, share: progress.detail(
-              f'{stage} {done}/{total}, robust {share:.1%}')), **settings)
+      mesh=parallel.make_mesh(config.devices),
+      store=BatchFolder(partial / _fingerprint(variables)),
+      progress=lambda stage, done, total, share: progress.detail(
+          f'{stage} {done}/{total}, robust {share:.1%}'), **settings)
   progress.detail('')
   if save_images:
     _save(workdir / 'images' / f'{name}.npz', result, split)

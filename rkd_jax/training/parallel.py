@@ -48,7 +48,7 @@ def replicate(tree, mesh: Mesh | None):
 
 
 def compile_fn(fn: Callable, *, static_argnames=()) -> Callable:
-  """`jax.jit` with this backend's compiler options, on one device."""
+  """`jax.jit` with this backend's compiler options, on the devices of the arguments."""
   return jax.jit(fn, static_argnames=static_argnames,
                  compiler_options=conv.cpu_compiler_options() or None)
 
