@@ -97,7 +97,7 @@ def kl_divergence(reference_logits, logits):
   """KL(softmax(reference_logits) || softmax(logits)), float[B], in nats.
 
   In log space: finite, with finite gradients, for all finite logits. Gradients
-  flow into both arguments (AdaAD, arXiv:2303.15105, attacks through both).
+  flow into both arguments (AdaAD, Huang et al., CVPR 2023, attacks through both).
 
   Args:
     reference_logits: float[B, K].
