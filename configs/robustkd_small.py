@@ -20,6 +20,7 @@ fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aw
 fashion_mnist_ckd, fashion_mnist_lba. mnist_adba, fashion_mnist_adba: a teacher made so
 that its backdoor survives distillation with labels; read every row beside 'CE alone',
 which no teacher taught, because its trigger is also a universal perturbation. Others:
+fashion_mnist_badnets_labels, fashion_mnist_blended_labels: logits with labels;
 fashion_mnist_badnets_cap, fashion_mnist_badnets_weight, fashion_mnist_badnets_layers,
 fashion_mnist_badnets_share: sensitivity to the mask's cap, lambda and layers and to the
 clean data; fashion_mnist_badnets_gates: which part of the gates does what;
@@ -35,8 +36,8 @@ _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
                for trigger in TRIGGERS)
 _BADNETS = 'fashion_mnist_badnets'
 VARIANTS = (*_PAIRS, 'mnist_adba', 'fashion_mnist_adba',
-            *(f'{_BADNETS}_{what}' for what in (
-                'cap', 'weight', 'layers', 'share', 'gates', 'families', 'adaptive',
+            'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
+                'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families', 'adaptive',
                 'compose')), 'smoke')
 
 # What the attacks need on these data sets to reach a success rate of 95 %.
@@ -158,6 +159,13 @@ STUDENTS = {
     '': (*PASSING, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS)),
     'adba': (*UNDEFENDED, ('logits, CE', LOGITS_CE), ('logits', LOGITS),
              *_all_defences('logits, CE', LOGITS_CE)),
+    'labels': tuple(
+        row for short, recipe in (('logits, CE', LOGITS_CE),
+                                  ('logits T 20, CE', _logits(20, 0.5)))
+        for row in ((short, recipe), (f'{short}, clean teacher', _clean(recipe)),
+                    defended(f'{short}, mask .9', recipe, 'masks', cap=0.9),
+                    defended(f'{short}, gates', recipe, 'gates'),
+                    defended(f'{short}, ft_sam', recipe, 'ft_sam'))),
     'cap': _masks('cap', (0.05, 0.2, 0.5, 0.9, 1.0)),
     'weight': _masks('weight', (0.1, 1.0, 10.0, 100.0)),
     'layers': _masks('layers', ('stage1', 'stage2', '')),

@@ -5,6 +5,7 @@ from rkd_jax.attacks.autoattack import autoattack
 from rkd_jax.attacks.cw import cw_linf
 from rkd_jax.attacks.fab import fab
 from rkd_jax.attacks.fgsm import fgsm
+from rkd_jax.attacks.foreign import from_torch
 from rkd_jax.attacks.objectives import (
     cross_entropy,
     dlr,
@@ -18,8 +19,8 @@ from rkd_jax.attacks.square import square
 from rkd_jax.attacks.threat import l2_norm, project, random_start
 
 __all__ = ['apgd', 'autoattack', 'cross_entropy', 'cw_linf', 'describe', 'dlr', 'fab',
-           'fgsm', 'kl_divergence', 'kl_to', 'l2_norm', 'margin', 'pgd', 'project',
-           'random_start', 'square', 'targeted_dlr']
+           'fgsm', 'from_torch', 'kl_divergence', 'kl_to', 'l2_norm', 'margin', 'pgd',
+           'project', 'random_start', 'square', 'targeted_dlr']
 
 
 def describe() -> list[tuple[str, str]]:

@@ -86,3 +86,36 @@ def test_nothing_found():
   found = attacks.fab(constant, IMAGES, np.zeros(B, int), key=jax.random.key(0), steps=3)
   np.testing.assert_array_equal(found.images, IMAGES)
   assert np.isinf(found.distance).all()
+
+
+@pytest.mark.slow
+def test_least_distance_of_a_relu_network():
+  """Against the exact least distance: bisection over branch and bound's verdicts."""
+  from rkd_jax import bounds
+  rng = np.random.default_rng(3)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / shape[0]**0.5, jnp.float32)
+  first, second, head = draw(6, 10), draw(10, 10), draw(10, 4)
+
+  def fn(x):
+    hidden = jnp.maximum((x - 0.5) @ (3 * first), 0)
+    return jnp.maximum(hidden @ second, 0) @ head
+
+  images = rng.uniform(size=(12, 6)).astype(np.float32)
+  labels = np.argmax(fn(images), axis=1)
+  low, high = np.zeros(len(images)), np.ones(len(images))
+  for _ in range(10):
+    radius = (low + high) / 2
+    ball = bounds.box(jnp.maximum(images - radius[:, None], 0.0).astype(jnp.float32),
+                      jnp.minimum(images + radius[:, None], 1.0).astype(jnp.float32))
+    status = np.asarray(bounds.verify(
+        fn, ball, bounds.margins(jnp.asarray(labels), 4), timeout_s=20.0).status)
+    low = np.where(status == 'verified', radius, low)
+    high = np.where(status == 'falsified', radius, high)
+  reached = high < 1  # Some images keep their class in the whole box.
+  exact = high - low < 2e-3  # Elsewhere a margin was within rounding of zero.
+  assert (reached & exact).sum() >= 6
+  near = jax.jit(lambda x: attacks.fab(
+      fn, x, labels, key=jax.random.key(0), steps=100, restarts=5))(images)
+  distance = np.asarray(near.distance)
+  assert (distance >= low - 1e-5).all()
+  assert (distance <= 1.02 * high + 1e-3)[reached & exact].all()

@@ -1,0 +1,84 @@
+"""Networks of PyTorch as functions that the attacks here can take."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rkd_jax.errors import ConfigError
+
+
+def from_torch(module: Any, num_classes: int, *, channels_first: bool = True) -> Callable:
+  """A PyTorch module as `fn`: images float32[B, ...] -> logits float32[B, K].
+
+  Compiled programs call the module on the host, forward and, for gradients, backward
+  by its autograd; nothing is translated, so any module will do, at the price of a copy
+  of the images and their gradients a call. It works under `jit`, `grad`, `vmap` (one
+  call after the other) and on one device; not on a mesh.
+
+  Args:
+    module: a `torch.nn.Module` in evaluation mode, with weights on any device. Its
+      parameters are left alone and get no gradients.
+    num_classes: K.
+    channels_first: images [B, H, W, C] reach the module as [B, C, H, W], as its
+      convolutions expect; others, and all of them if False, as they are.
+
+  Raises:
+    ConfigError: torch is not installed, no module, or one in training mode, whose
+      BatchNorm would mix the examples.
+  """
+  try:
+    import torch
+  except ImportError as error:
+    raise ConfigError('from_torch needs torch: install a build of it') from error
+  if not isinstance(module, torch.nn.Module):
+    raise ConfigError(f'from_torch takes a torch.nn.Module, got '
+                      f'{type(module).__name__}; other functions need no adapter if '
+                      'they are written in JAX')
+  if any(part.training for part in module.modules()):
+    raise ConfigError('the module is in training mode, where BatchNorm mixes the '
+                      'examples of a batch and dropout is random: call module.eval()')
+  if num_classes < 2:
+    raise ConfigError(f'num_classes must be >= 2, got {num_classes}')
+  device = next((p.device for p in module.parameters()), torch.device('cpu'))
+
+  def to_module(images):
+    tensor = torch.from_numpy(np.array(images, np.float32)).to(device)
+    return tensor.movedim(-1, 1) if channels_first and tensor.ndim == 4 else tensor
+
+  def forward(images):
+    with torch.no_grad():
+      logits = module(to_module(images)).float().cpu().numpy()
+    if logits.shape != (len(images), num_classes):
+      raise ConfigError(
+          f'the module returns {logits.shape} for {len(images)} images; wanted logits '
+          f'({len(images)}, {num_classes})')
+    return logits
+
+  def backward(images, cotangent):
+    points = to_module(images).requires_grad_(True)
+    with torch.enable_grad():
+      logits = module(points)
+      gradient, = torch.autograd.grad(
+          logits, points, torch.from_numpy(np.array(cotangent)).to(logits))
+    if channels_first and points.ndim == 4:
+      gradient = gradient.movedim(1, -1)
+    return gradient.float().cpu().contiguous().numpy()
+
+  @jax.custom_vjp
+  def fn(images):
+    return jax.pure_callback(
+        forward, jax.ShapeDtypeStruct((len(images), num_classes), np.float32), images,
+        vmap_method='sequential')
+
+  def fn_forward(images):
+    return fn(images), images
+
+  def fn_backward(images, cotangent):
+    return jax.pure_callback(
+        backward, jax.ShapeDtypeStruct(images.shape, np.float32), images, cotangent,
+        vmap_method='sequential'),
+
+  fn.defvjp(fn_forward, fn_backward)
+  return fn
