@@ -37,8 +37,8 @@ _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
 _BADNETS = 'fashion_mnist_badnets'
 VARIANTS = (*_PAIRS, 'mnist_adba', 'fashion_mnist_adba',
             'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
-                'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families', 'adaptive',
-                'compose')), 'smoke')
+                'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
+                'adaptive', 'compose')), 'smoke')
 
 # What the attacks need on these data sets to reach a success rate of 95 %.
 ATTACKS = {

@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.data.batches import padded_batches, to_float
 from rkd_jax.detox import finetune
 from rkd_jax.detox import layers as layers_lib
 from rkd_jax.errors import ConfigError
 from rkd_jax.models import masked
-from rkd_jax.training import parallel
 
 SUMMARY = 'Fine-Pruning: dormant channels of the last stage off, then fine-tuning'
 
@@ -46,19 +44,9 @@ def run(network, variables, split, settings, *, key):
 
 def most_pruned(network, variables, split, layer, order, loss: float) -> int:
   """How many channels of `order` can go; the last one always stays."""
-  @parallel.compile_fn
-  def right(variables, images, labels, off):
-    inside, its = masked.wrap(network, variables, {
-        layer: {'mask': off, 'reference': jnp.zeros(len(order))}})
-    return jnp.argmax(inside.predict(its, to_float(images)), -1) == labels
-
   def accuracy(count):
-    off = jnp.zeros(len(order)).at[order[:count]].set(1)
-    hits = 0
-    for index, mask in zip(*padded_batches(len(split), 500), strict=True):
-      found = right(variables, split.image[index], split.label[index], off)
-      hits += int(np.asarray(found)[mask].sum())
-    return hits / len(split)
+    return layers_lib.accuracy(
+        *_pruned(network, variables, layer, order, count), split)
 
   least, count = accuracy(0) - loss, 0
   while count + 1 < len(order) and accuracy(count + 1) >= least:

@@ -1,7 +1,10 @@
-"""Which tapped features of a teacher a defence works on, and their clean averages."""
+"""A teacher on clean data: its tapped features, their averages, its accuracy."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rkd_jax.data.batches import padded_batches, to_float
 from rkd_jax.errors import ConfigError
@@ -50,3 +53,17 @@ def average(network: Network, variables: Variables, images, *,
     part = compiled(variables, images[index], mask.astype('float32'))
     total = part if total is None else jax.tree.map(jnp.add, total, part)
   return jax.tree.map(lambda value: value / len(images), total)
+
+
+def accuracy(network, variables, split) -> float:
+  """Share of a split (uint8 images, labels) that is classified as labelled."""
+  hits = 0
+  for index, mask in zip(*padded_batches(len(split), 500), strict=True):
+    right = _right(network, variables, split.image[index], split.label[index])
+    hits += int(np.asarray(right)[mask].sum())
+  return hits / len(split)
+
+
+@functools.partial(parallel.compile_fn, static_argnames=('network',))
+def _right(network, variables, images, labels):
+  return jnp.argmax(network.predict(variables, to_float(images)), -1) == labels

@@ -9,17 +9,24 @@ from rkd_jax import attacks
 from rkd_jax.errors import ConfigError
 
 torch = pytest.importorskip('torch')
-SHAPE, K, EPS = (6, 5, 2), 4, 0.15
+SHAPE, K, EPS = (6, 5, 2), 4, 0.02
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 3, SHAPE[2], 8)).astype(np.float32) / 3
 HEAD = RNG.normal(size=(8, K)).astype(np.float32)
 IMAGES = RNG.uniform(size=(12, *SHAPE)).astype(np.float32)
 
 
-def in_jax(images):
+def hidden(images):
   y = jax.lax.conv_general_dilated(
       images, KERNEL, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  return jnp.mean(jax.nn.softplus(y), axis=(1, 2)) @ HEAD
+  return jnp.mean(jax.nn.softplus(y), axis=(1, 2))
+
+
+BIAS = -np.asarray(hidden(IMAGES)).mean(0) @ HEAD  # So that all classes occur.
+
+
+def in_jax(images):
+  return hidden(images) @ HEAD + BIAS
 
 
 class Module(torch.nn.Module):
@@ -28,10 +35,11 @@ class Module(torch.nn.Module):
   def __init__(self):
     super().__init__()
     self.conv = torch.nn.Conv2d(SHAPE[2], 8, 3, padding=1, bias=False)
-    self.head = torch.nn.Linear(8, K, bias=False)
+    self.head = torch.nn.Linear(8, K)
     with torch.no_grad():
       self.conv.weight.copy_(torch.tensor(KERNEL.transpose(3, 2, 0, 1).copy()))
       self.head.weight.copy_(torch.tensor(HEAD.T.copy()))
+      self.head.bias.copy_(torch.tensor(BIAS))
 
   def forward(self, x):
     return self.head(torch.nn.functional.softplus(self.conv(x)).mean((2, 3)))
