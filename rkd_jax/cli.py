@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
                        help='another teacher: a safetensors file')
   certify.add_argument('--teacher-model', default='', metavar='MODEL',
                        help='its name, see `rkd list`')
+  detect = add('detect', _detect, 'look for a backdoor in the network of a finished run: '
+               'is one class suspiciously easy to reach?', workdir='')
+  detect.add_argument('--examples', type=int, default=1000, metavar='N',
+                      help='clean training images to search with; 0: all (default: 1000)')
   show = add('show-trigger', _show_trigger, 'draw images without and with a trigger, '
              "and ten times the difference: of a poisoned run, or a trigger's name")
   show.add_argument('--workdir', default='', metavar='DIR', help='a poisoned run')
@@ -174,6 +178,20 @@ def _certify(arguments, rest):
   workdir = pathlib.Path(arguments.workdir)
   print(f'table:  {workdir / certification.TABLE}')
   print(f'figure: {workdir / "figures" / "faithfulness.png"}')
+
+
+def _detect(arguments, rest):
+  from rkd_jax import comparison, experiment
+  from rkd_jax.stages import detect
+  _no_more(rest)
+  found = experiment.detect(comparison.read_config(arguments.workdir),
+                            arguments.workdir, examples=arguments.examples)
+  print('class  mask size  success  anomaly')
+  for name, of in found['classes'].items():
+    print(f'{name:>5}  {of["size"]:>9.1f}  {of["success"]:>7.1%}  {of["anomaly"]:>7.2f}')
+  print(f'suspects (anomaly above {detect.SUSPICIOUS}): '
+        f'{", ".join(map(str, found["suspects"])) or "none"}')
+  print(f'table: {pathlib.Path(arguments.workdir) / detect.TABLE}')
 
 
 def _show_trigger(arguments, rest):

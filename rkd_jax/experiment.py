@@ -18,6 +18,7 @@ from rkd_jax.stages import attack as attack_stage
 from rkd_jax.stages import backdoor as backdoor_stage
 from rkd_jax.stages import build
 from rkd_jax.stages import check as stage_check
+from rkd_jax.stages import detect as detect_stage
 from rkd_jax.stages import detoxify as detox_stage
 from rkd_jax.stages import evaluate as evaluation_stage
 from rkd_jax.stages import train as training_stage
@@ -119,6 +120,29 @@ def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int
   with progress_bar() as progress:
     return attack_stage.attack(config, workdir, dataset, name, examples, save_images,
                                progress, **settings)
+
+
+def detect(config: Any, workdir: str | pathlib.Path, *, examples: int = 1000,
+           **settings: Any) -> dict:
+  """Does the network of a finished run look backdoored? `tables/detect.json`.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    examples: clean training images to search with; 0: all.
+    **settings: of `detox.detect`.
+
+  Raises:
+    ConfigError: the run's training is not finished, or `examples` is negative.
+  """
+  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
+  if examples < 0:
+    raise configuration.ConfigError(f'examples must be >= 0 (0: all), got {examples}')
+  _check_trained(workdir)
+  dataset = check(config)
+  parallel.enable_compilation_cache()
+  with progress_bar() as progress:
+    return detect_stage.detect(config, workdir, dataset, examples, progress, **settings)
 
 
 def _check_trained(workdir):

@@ -248,6 +248,18 @@ SMALL = {
 }
 
 
+def look_for_a_backdoor(workdir):
+  """The search runs on any finished run; here on the student."""
+  found = rkd.experiment.detect(SMALL, workdir, examples=64, steps=30)
+  assert json.loads((workdir / 'tables/detect.json').read_text()) == found
+  assert found['examples'] == 64 and list(found['classes']) == [str(k) for k in range(10)]
+  assert found['suspects'] == [int(k) for k, of in found['classes'].items()
+                               if of['anomaly'] > 2.0]
+  assert set(found['variance']) == {'stage1', 'stage2', 'features'}
+  with pytest.raises(ConfigError, match='examples must be >= 0'):
+    rkd.experiment.detect(SMALL, workdir, examples=-1)
+
+
 def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation):
   results = rkd.run(SMALL, tmp_path)
   best = results['student']['best']
@@ -257,6 +269,7 @@ def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation):
   assert table['examples'] == 259
   before = table['teacher']['before']
   assert before['asr']['accuracy'] > 0.8 and before['clean']['accuracy'] > 0.6
+  look_for_a_backdoor(tmp_path)
   again = rkd.evaluate(SMALL, tmp_path)  # Reads the detoxified teacher back.
   assert again['student'] == results['student']
   teacher = json.loads(

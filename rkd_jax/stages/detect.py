@@ -1,0 +1,52 @@
+"""The stage of `rkd detect`: does a finished run's network look backdoored?"""
+
+import pathlib
+
+from rkd_jax import config as configuration
+from rkd_jax import data, detox
+from rkd_jax.detox.neural_cleanse import SUSPICIOUS
+from rkd_jax.evaluation.backdoor import feature_variance
+from rkd_jax.models import weights
+from rkd_jax.models.taps import with_features
+from rkd_jax.report import provenance
+from rkd_jax.stages import build
+from rkd_jax.stages.train import weights_file
+
+__all__ = ['SUSPICIOUS', 'TABLE', 'detect']
+
+TABLE = pathlib.Path('tables', 'detect.json')
+
+
+def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
+           progress, **settings) -> dict:
+  """Neural Cleanse on a run's student at its best; writes and returns `TABLE`.
+
+  Args:
+    config: of the run.
+    workdir: of the run, whose training is finished.
+    dataset: clean.
+    examples: training images of the defender.
+    progress: a bar.
+    **settings: of `detox.detect`: `weight`, `steps`, `learning_rate`, `batch_size`.
+
+  Returns:
+    {'classes': {class: {'size', 'success', 'anomaly'}}, 'suspects': [class, ...],
+    'variance': of each tapped feature on the same images, ...}.
+  """
+  progress.stage('detect')
+  split = build.first(dataset.train, examples)
+  student = build.make_network(config.model, dataset, config.dtype)
+  variables = weights.load(weights_file(workdir, 'student', 'best'),
+                           weights.template(student.module, dataset.image_shape))
+  found = detox.detect(lambda images: student.predict(variables, images), split,
+                       dataset.num_classes, seed=config.seed, **settings)
+  features = lambda images: with_features(student.module, variables, images)[1]
+  table = {
+      'model': config.model, 'data': config.data.name, 'examples': len(split),
+      'settings': settings, 'suspects': found.suspects,
+      'classes': {str(k): {
+          'size': float(found.size[k]), 'success': float(found.success[k]),
+          'anomaly': float(found.anomaly[k])} for k in range(dataset.num_classes)},
+      'variance': feature_variance(features, split.image), **provenance.describe()}
+  configuration.write_json(workdir / TABLE, table)
+  return table
