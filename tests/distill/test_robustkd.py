@@ -12,7 +12,7 @@ import rkd_jax as rkd
 from rkd_jax import distill, models
 from rkd_jax.distill import robustkd
 from rkd_jax.distill.method import Batch, weighted_mean
-from rkd_jax.errors import ConfigError
+from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.models import following_norm, masked
 from rkd_jax.models.network import BoundNetwork, Network
 
@@ -297,3 +297,33 @@ def test_wrong_configs_are_found_before_anything_is_written(changes, message, tm
   with pytest.raises(ConfigError, match=message):
     rkd.run({**SMALL, 'method': 'standard', **changes}, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_weights_and_triggers_of_ones_own(tmp_path, quick_compilation):
+  """Poisoning starts from a file; its result is a teacher whose trigger is known."""
+  short = {**SMALL['teachers']['poisoned']['overrides'], 'train': {'epochs': 1},
+           'validation': {'every': 1}}
+  base = {**{k: v for k, v in SMALL.items() if k not in ('robustkd', 'detox')}, **short,
+          'teachers': {}}
+  rkd.run(base, tmp_path / 'first')
+  file = str(tmp_path / 'first/weights/student-best.safetensors')
+  start = {**base, 'optimizer': {
+      'name': 'sgd', 'learning_rate': 1e-9, 'weight_decay': 0.0},
+           'backdoor': {'trigger': 'badnets', 'target': 3, 'start': file}}
+  results = rkd.run(start, tmp_path / 'second')  # Hardly moves: it is that network.
+  first = json.loads((tmp_path / 'first/tables/evaluation.json').read_text())
+  assert results['student']['best'] == first['student']['best']
+  own = {'weights': file, 'model': 'cnn_3_4',
+         'trigger': str(tmp_path / 'second/backdoor')}
+  student = {**SMALL, 'train': {'epochs': 1}, 'validation': {'every': 1},
+             'detox': {'method': ''}, 'teachers': {'poisoned': own}}
+  assert 'asr' in rkd.run(student, tmp_path / 'third')['student']['best']
+  for changes, says in (({'trigger': str(tmp_path / 'first/weights')}, 'trigger.json'),
+                        ({'model': 'cnn_3_5'}, 'number of classes')):
+    folder = tmp_path / next(iter(changes))
+    with pytest.raises(CheckpointError, match=says):
+      rkd.run({**student, 'teachers': {'poisoned': {**own, **changes}}},
+              folder)
+  with pytest.raises(CheckpointError, match='nowhere'):
+    rkd.run({**start, 'backdoor': {**start['backdoor'], 'start': 'nowhere.safetensors'}},
+            tmp_path / 'fifth')
