@@ -36,9 +36,8 @@ def table(workdirs: Iterable[str | pathlib.Path]) -> dict[str, dict[str, Any]]:
         workdir.name)
     for name, cells in found.items():
       # Clean teachers and their students have no trigger, but an accuracy to compare.
-      rows.setdefault(name, {})[f'{title} ACC'] = cells['clean']
-      if 'asr' in cells:
-        rows[name][f'{title} ASR'] = cells['asr']
+      rows.setdefault(name, {}).update({
+          f'{title} ACC': cells['clean'], f'{title} ASR': cells.get('asr')})
     for name, base in undefended(config.compare.students).items():
       before, after = found[base], found[name]
       if before['asr']['mean'] >= LEAST:

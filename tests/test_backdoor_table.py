@@ -30,6 +30,7 @@ def write(folder, trigger, asr):
 def test_table(tmp_path, capsys):
   write(tmp_path / 'a', 'badnets', {
       'poisoned teacher': [(0.9, 1.0), (0.9, 1.0)],
+      'clean teacher': [(0.9, None), (0.9, None)],
       'head': [(0.9, 0.8), (0.8, 1.0)], 'weak': [(0.9, 0.1), (0.9, 0.2)],
       'head, mask': [(0.8, 0.2), (0.9, 0.0)], 'weak, mask': [(0.9, 0.0), (0.9, 0.0)]})
   write(tmp_path / 'b', 'sig', {
@@ -42,6 +43,7 @@ def test_table(tmp_path, capsys):
       rows['head, mask']['mean DER']['values'], [(0.75 + 1.0) / 2, 0.5])
   assert 'mean DER' not in rows['weak, mask']  # Its backdoor never passed.
   assert 'mean DER' not in rows['head']
+  assert rows['clean teacher']['badnets ASR'] is None  # It has no trigger.
   assert cli.main(['backdoor-table', str(tmp_path / 'a'), '--out',
                    str(tmp_path / 'out.md')]) == 0
   assert 'badnets ASR' in capsys.readouterr().out
