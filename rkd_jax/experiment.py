@@ -109,14 +109,9 @@ def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int
   Raises:
     ConfigError: unknown name, or the run's training is not finished.
   """
-  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
   if name not in attack_stage.NAMES:
     raise unknown_name('attack', name, attack_stage.NAMES)
-  if examples < 0:
-    raise configuration.ConfigError(f'examples must be >= 0 (0: all), got {examples}')
-  _check_trained(workdir)
-  dataset = check(config)
-  parallel.enable_compilation_cache()
+  config, workdir, dataset = _finished(config, workdir, examples)
   with progress_bar() as progress:
     return attack_stage.attack(config, workdir, dataset, name, examples, save_images,
                                progress, **settings)
@@ -135,14 +130,20 @@ def detect(config: Any, workdir: str | pathlib.Path, *, examples: int = 1000,
   Raises:
     ConfigError: the run's training is not finished, or `examples` is negative.
   """
-  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
+  config, workdir, dataset = _finished(config, workdir, examples)
+  with progress_bar() as progress:
+    return detect_stage.detect(config, workdir, dataset, examples, progress, **settings)
+
+
+def _finished(config, workdir, examples):
+  """(config, workdir, data set) of a trained run, of which `examples` are wanted."""
   if examples < 0:
     raise configuration.ConfigError(f'examples must be >= 0 (0: all), got {examples}')
+  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
   _check_trained(workdir)
   dataset = check(config)
   parallel.enable_compilation_cache()
-  with progress_bar() as progress:
-    return detect_stage.detect(config, workdir, dataset, examples, progress, **settings)
+  return config, workdir, dataset
 
 
 def _check_trained(workdir):
