@@ -182,16 +182,15 @@ def _certify(arguments, rest):
 
 def _detect(arguments, rest):
   from rkd_jax import comparison, experiment
-  from rkd_jax.stages import detect
   _no_more(rest)
   found = experiment.detect(comparison.read_config(arguments.workdir),
                             arguments.workdir, examples=arguments.examples)
   print('class  mask size  success  anomaly')
   for name, of in found['classes'].items():
     print(f'{name:>5}  {of["size"]:>9.1f}  {of["success"]:>7.1%}  {of["anomaly"]:>7.2f}')
-  print(f'suspects (anomaly above {detect.SUSPICIOUS}): '
+  print(f'suspects (anomaly above {found["threshold"]}): '
         f'{", ".join(map(str, found["suspects"])) or "none"}')
-  print(f'table: {pathlib.Path(arguments.workdir) / detect.TABLE}')
+  print(f'table: {pathlib.Path(arguments.workdir) / "tables" / "detect.json"}')
 
 
 def _show_trigger(arguments, rest):

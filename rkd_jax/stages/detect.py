@@ -12,8 +12,6 @@ from rkd_jax.report import provenance
 from rkd_jax.stages import build
 from rkd_jax.stages.train import weights_file
 
-__all__ = ['SUSPICIOUS', 'TABLE', 'detect']
-
 TABLE = pathlib.Path('tables', 'detect.json')
 
 
@@ -43,7 +41,7 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
   features = lambda images: with_features(student.module, variables, images)[1]
   table = {
       'model': config.model, 'data': config.data.name, 'examples': len(split),
-      'settings': settings, 'suspects': found.suspects,
+      'settings': settings, 'threshold': SUSPICIOUS, 'suspects': found.suspects,
       'classes': {str(k): {
           'size': float(found.size[k]), 'success': float(found.success[k]),
           'anomaly': float(found.anomaly[k])} for k in range(dataset.num_classes)},

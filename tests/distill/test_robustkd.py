@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rkd_jax as rkd
-from rkd_jax import distill, models
+from rkd_jax import cli, distill, models
 from rkd_jax.distill import robustkd
 from rkd_jax.distill.method import Batch, weighted_mean
 from rkd_jax.errors import CheckpointError, ConfigError
@@ -248,8 +248,10 @@ SMALL = {
 }
 
 
-def look_for_a_backdoor(workdir):
+def look_for_a_backdoor(workdir, capsys):
   """The search runs on any finished run; here on the student."""
+  assert cli.main(['detect', '--workdir', str(workdir), '--examples', '64']) == 0
+  assert 'suspects (anomaly above 2.0)' in capsys.readouterr().out
   found = rkd.experiment.detect(SMALL, workdir, examples=64, steps=30)
   assert json.loads((workdir / 'tables/detect.json').read_text()) == found
   assert found['examples'] == 64 and list(found['classes']) == [str(k) for k in range(10)]
@@ -260,7 +262,7 @@ def look_for_a_backdoor(workdir):
     rkd.experiment.detect(SMALL, workdir, examples=-1)
 
 
-def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation):
+def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation, capsys):
   results = rkd.run(SMALL, tmp_path)
   best = results['student']['best']
   assert best['asr']['n'] == sum(
@@ -269,7 +271,7 @@ def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation):
   assert table['examples'] == 259
   before = table['teacher']['before']
   assert before['asr']['accuracy'] > 0.8 and before['clean']['accuracy'] > 0.6
-  look_for_a_backdoor(tmp_path)
+  look_for_a_backdoor(tmp_path, capsys)
   again = rkd.evaluate(SMALL, tmp_path)  # Reads the detoxified teacher back.
   assert again['student'] == results['student']
   teacher = json.loads(
