@@ -83,9 +83,10 @@ def run(network, variables, split, settings, *, key):
   best = variables
   least = accuracy(network, variables, split) - settings['accuracy_loss']
   for threshold in np.arange(_STEP, settings['threshold'] + 1e-9, _STEP):
-    if accuracy(network, pruned(threshold), split) < least:
+    tried = pruned(threshold)
+    if accuracy(network, tried, split) < least:
       break
-    best = pruned(threshold)
+    best = tried
   return network, best
 
 

@@ -13,10 +13,9 @@ import numpy as np
 from rkd_jax import config as configuration
 from rkd_jax.errors import unknown_name
 from rkd_jax.evaluation import robustness
-from rkd_jax.models import weights
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
-from rkd_jax.stages.train import weights_file
+from rkd_jax.stages.train import best_student
 from rkd_jax.training import parallel, rng
 
 NAMES = tuple(robustness.AUTOATTACK)
@@ -80,9 +79,7 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
     raise unknown_name('attack', name, NAMES)
   progress.stage(f'{name} {config.method}')
   split = build.first(dataset.test, examples)
-  student = build.make_network(config.model, dataset, config.dtype)
-  variables = weights.load(weights_file(workdir, 'student', 'best'),
-                           weights.template(student.module, dataset.image_shape))
+  student, variables = best_student(config, workdir, dataset)
   partial = workdir / 'tables' / f'{name}.batches'
   result = robustness.autoattack(
       student, variables, split, name, eps=config.attack.eps, norm=config.attack.norm,

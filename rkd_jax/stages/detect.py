@@ -6,11 +6,10 @@ from rkd_jax import config as configuration
 from rkd_jax import data, detox
 from rkd_jax.detox.neural_cleanse import SUSPICIOUS
 from rkd_jax.evaluation.backdoor import feature_variance
-from rkd_jax.models import weights
 from rkd_jax.models.taps import with_features
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
-from rkd_jax.stages.train import weights_file
+from rkd_jax.stages.train import best_student
 
 TABLE = pathlib.Path('tables', 'detect.json')
 
@@ -33,9 +32,7 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
   """
   progress.stage('detect')
   split = build.first(dataset.train, examples)
-  student = build.make_network(config.model, dataset, config.dtype)
-  variables = weights.load(weights_file(workdir, 'student', 'best'),
-                           weights.template(student.module, dataset.image_shape))
+  student, variables = best_student(config, workdir, dataset)
   found = detox.detect(lambda images: student.predict(variables, images), split,
                        dataset.num_classes, seed=config.seed, **settings)
   features = lambda images: with_features(student.module, variables, images)[1]

@@ -27,6 +27,13 @@ def weights_file(workdir: pathlib.Path, who: str, when: str) -> pathlib.Path:
   return workdir / 'weights' / f'{who}-{when}.safetensors'
 
 
+def best_student(config, workdir: pathlib.Path, dataset):
+  """(network, variables) of a finished run's student at its best."""
+  student = build.make_network(config.model, dataset, config.dtype)
+  return student, weights.load(weights_file(workdir, 'student', 'best'),
+                               weights.template(student.module, dataset.image_shape))
+
+
 def train(config, workdir: pathlib.Path, dataset,
           teachers: Mapping[str, Teacher], progress, start=None) -> None:
   """Trains the student and writes its weights; nothing if that was done.
