@@ -10,14 +10,16 @@ One poisoned teacher (cnn_16_32, standard training), students cnn_8_16 that see 
 images alone. First without a defence, by every recipe: cross-entropy alone, features
 with cross-entropy (plain, and OFD as published), a reused head, logits at T = 1, 4 and
 20, the last two with and without labels. A defence counts only in recipes through which
-the backdoor passes: then RobustKD's published mask, the gates of this library and the
-baselines follow for the reused head and for logits (T = 4), each on the teacher before
-the same distillation, and the same two recipes from a clean teacher.
+the backdoor passes: then RobustKD's published mask, the gates and the new head of this
+library and the baselines follow for the reused head and for logits (T = 4), each on the
+teacher before the same distillation, and the same two recipes from a clean teacher.
 
 Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mnist_wanet,
 mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
 fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aware,
-fashion_mnist_ckd, fashion_mnist_lba. mnist_adba, fashion_mnist_adba: a teacher made so
+fashion_mnist_ckd, fashion_mnist_lba. The short table (`SHORT`) of networks with
+BatchNorm, wide_resnet16_1 to wide_resnet10_1, on 5,000 images: cifar10_badnets; of the
+small CNNs: mnist_badnets_short, mnist_blended_short, mnist_wanet_short. mnist_adba, fashion_mnist_adba: a teacher made so
 that its backdoor survives distillation with labels; read every row beside 'CE alone',
 which no teacher taught, because its trigger is also a universal perturbation. Others:
 fashion_mnist_badnets_labels, fashion_mnist_blended_labels: logits with labels;
@@ -35,7 +37,8 @@ TRIGGERS = ('badnets', 'blended', 'sig', 'lc', 'wanet', 'input_aware', 'ckd', 'l
 _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
                for trigger in TRIGGERS)
 _BADNETS = 'fashion_mnist_badnets'
-VARIANTS = (*_PAIRS, 'mnist_adba', 'fashion_mnist_adba',
+VARIANTS = (*_PAIRS, 'cifar10_badnets', 'mnist_badnets_short', 'mnist_blended_short',
+            'mnist_wanet_short', 'mnist_adba', 'fashion_mnist_adba',
             'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
                 'adaptive', 'compose')), 'smoke')
@@ -61,6 +64,7 @@ def get_config(variant=''):
   if smoke or not variant:
     variant = _BADNETS
   data, trigger, what = split(variant)
+  teacher = 'wide_resnet16_1' if data == 'cifar10' else 'cnn_16_32'
   config = ml_collections.ConfigDict({
       'model': 'cnn_8_16',
       'single_teacher': 'poisoned',
@@ -74,11 +78,19 @@ def get_config(variant=''):
       'detox': {'share': 0.1},
       'teachers': {'poisoned': {'overrides': ADBA if what == 'adba' else {
           'method': 'adaptive' if what == 'adaptive' else 'standard',
-          'model': 'cnn_16_32',
+          'model': teacher,
           'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {})}}},
-          'clean': {'overrides': {'method': 'standard', 'model': 'cnn_16_32'}}},
+          'clean': {'overrides': {'method': 'standard', 'model': teacher}}},
       'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
   })
+  if data == 'cifar10':
+    config.model = 'wide_resnet10_1'
+    config.data.train_examples = 5_000
+    config.optimizer.learning_rate = 0.1
+    config.train.batch_size = 64
+    config.compare.students = tuple(
+        (name, {**recipe, 'train': {'epochs': 12, 'checkpoint_every': 12},
+                'validation': {'every': 12}}) for name, recipe in STUDENTS['short'])
   if what == 'compose':
     config.teachers.clean = config.teachers.poisoned
     config.teachers.robust = {'overrides': {'method': 'trades', 'model': 'cnn_16_32'}}
@@ -98,7 +110,7 @@ def split(variant):
   for suffix in STUDENTS:
     if suffix and variant.endswith('_' + suffix):
       variant, what = variant.removesuffix('_' + suffix), suffix
-  data = 'fashion_mnist' if variant.startswith('fashion_mnist') else 'mnist'
+  data = next(d for d in ('fashion_mnist', 'cifar10', 'mnist') if variant.startswith(d))
   return data, variant.removeprefix(data).removeprefix('_'), what
 
 
@@ -145,7 +157,8 @@ def _all_defences(short, recipe):
       defended(f'{short}, {label}', recipe, method, **options)
       for label, method, options in (
           ('mask', 'masks', {'cap': 0.05}), ('mask .9', 'masks', {'cap': 0.9}),
-          ('gates', 'gates', {}), *((d, d, {}) for d in DEFENCES))))
+          ('gates', 'gates', {}), ('new head', 'new_head', {}),
+          *((d, d, {}) for d in DEFENCES))))
 
 
 def _masks(name, values):
@@ -155,7 +168,17 @@ def _masks(name, values):
                **{'cap': 0.9, name: value}) for value in values))
 
 
+SHORT = (
+    ('CE alone', CE), ('features OFD, CE', OFD), *(
+        row for short, recipe, defences in (
+            ('head', HEAD, ('gates', 'new_head', 'ft_sam', 'i_bau')),
+            ('logits', LOGITS, ('new_head', 'ft_sam')))
+        for row in ((short, recipe), (f'{short}, clean teacher', _clean(recipe)),
+                    *([defended(f'{short}, mask .9', recipe, 'masks', cap=0.9)]
+                      if short == 'head' else []),
+                    *(defended(f'{short}, {d}', recipe, d) for d in defences))))
 STUDENTS = {
+    'short': SHORT,
     '': (*PASSING, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS)),
     'adba': (*UNDEFENDED, ('logits, CE', LOGITS_CE), ('logits', LOGITS),
              *_all_defences('logits, CE', LOGITS_CE)),

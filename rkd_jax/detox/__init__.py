@@ -19,14 +19,15 @@ from rkd_jax.detox import (
     i_bau,
     masks,
     nad,
+    new_head,
 )
 from rkd_jax.detox.neural_cleanse import detect
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.models.network import Network, Variables
 
-METHODS = {'masks': masks, 'gates': gates, 'finetune': finetune,
-           'fine_pruning': fine_pruning, 'nad': nad, 'anp': anp, 'i_bau': i_bau,
-           'ft_sam': ft_sam}
+METHODS = {'masks': masks, 'gates': gates, 'new_head': new_head,
+           'finetune': finetune, 'fine_pruning': fine_pruning, 'nad': nad, 'anp': anp,
+           'i_bau': i_bau, 'ft_sam': ft_sam}
 
 __all__ = ['METHODS', 'complete', 'defaults', 'describe', 'detect', 'run']
 

@@ -252,6 +252,8 @@ def test_defences_keep_what_they_should(name, teacher):
     ('masks', {'variance': 'all_'}, 'unknown variance'),
     ('masks', {'layers': 'stage9'}, "the teacher has no tapped layer 'stage9'"),
     ('gates', {'eps': -1.0}, 'eps must be >= 0'),
+    ('gates', {'penalty': -1.0}, 'penalty must be >= 0'),
+    ('new_head', {'weight': -1.0}, 'weight must be >= 0'),
     ('nad', {'beta': -1.0}, 'beta'),
     ('anp', {'threshold': 2.0}, 'threshold'),
     ('ft_sam', {'rho': -1.0}, 'rho'),
@@ -283,6 +285,51 @@ def test_masks_lower_the_variance_as_far_as_the_cap_lets_them(teacher):
       models.with_features(network.module, variables, x)[1]['stage2'])
   after = features.variance(models.with_features(inside.module, its, x)[1]['stage2'])
   np.testing.assert_allclose(after / before, 0.25, rtol=0.02)
+
+
+class _Reading(nn.Module):
+  """A linear classifier of the pixels, which are its features too."""
+
+  feature_names = ('features',)
+
+  @nn.compact
+  def __call__(self, x, train=False, tap=None):
+    x = x.reshape(len(x), -1)
+    x = x if tap is None else tap('features', x)
+    return nn.Dense(K, name='head')(x)
+
+
+def test_new_head_forgets_what_the_old_one_reads_in_a_trigger():
+  """Pixels 0 to 2 name the class; the old head says class 2 wherever pixel 3 is lit."""
+  rng = np.random.default_rng(0)
+  label = (np.arange(60) % K).astype(np.int32)
+  image = np.zeros((60, 2, 2, 1), np.uint8)
+  image.reshape(60, 4)[np.arange(60), label] = rng.integers(150, 256, 60)
+  network = Network(_Reading())
+  kernel = np.zeros((4, K), np.float32)
+  kernel[np.arange(3), np.arange(3)] = 5
+  kernel[3, 2] = 100
+  variables = {**network.init(jax.random.key(0), (2, 2, 1)),
+               'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
+  x = jnp.asarray(image / 255, jnp.float32)
+  triggered = x.at[:, 1, 1].set(0.3)
+  says = lambda network, variables, x: np.asarray(network.predict(variables, x)).argmax(1)
+  assert (says(network, variables, triggered) == 2).all()
+  settings = {'eps': 0.2, 'learning_rate': 0.05, 'steps': 200}
+  inside, its = detox.run('new_head', network, variables, Split(image, label), settings,
+                          key=jax.random.key(0))
+  np.testing.assert_array_equal(says(inside, its, x), label)
+  np.testing.assert_array_equal(says(inside, its, triggered), label)
+
+
+def test_new_head_changes_the_head_alone(teacher):
+  network, variables = teacher
+  _, its = detox.run('new_head', network, variables, split(), {'steps': 2},
+                     key=jax.random.key(0))
+  before, after = dict(variables['params']), dict(its['params'])
+  old, new = before.pop('head'), after.pop('head')
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert np.abs(old['kernel'] - new['kernel']).min() > 0
 
 
 def test_fine_pruning_stops_in_time():

@@ -1,0 +1,39 @@
+"""A new classifier for a teacher, trained against universal perturbations.
+
+What the poisoned classifier reads as the attacker's class is forgotten with it; what is
+drawn anew learns from clean images, and from images under the worst trigger-like
+perturbation of each class, what a trigger must not be read as. The features stay.
+"""
+
+from flax import traverse_util
+
+from rkd_jax.detox import head, universal_training
+
+SUMMARY = 'a new classifier against universal perturbations, one a class'
+
+DEFAULTS = universal_training.DEFAULTS
+
+
+def run(network, variables, split, settings, *, key):
+  """The teacher with a classifier that minimises `universal_training.train`'s loss.
+
+  Args:
+    network, variables: the teacher; its other weights do not change.
+    split: clean images and labels.
+    settings: those of `universal_training.train`.
+    key: of the classifier, batches and perturbations.
+
+  Returns:
+    (network, variables).
+
+  Raises:
+    ConfigError: a setting out of its range.
+  """
+  params = head.drawn_anew(variables['params'], key)
+  flat = traverse_util.flatten_dict(params)
+
+  def build(free):
+    return network, {**variables, 'params': traverse_util.unflatten_dict({**flat, **free})}
+
+  free = traverse_util.flatten_dict(head.of(params))
+  return build(universal_training.train(build, free, split, settings, key=key))
