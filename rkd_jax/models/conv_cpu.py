@@ -3,8 +3,9 @@
 There XLA's convolutions are quick in one form alone (NHWC image, HWIO kernel,
 stride 1, one group), and inside a loop body, where attacks live, nothing turns
 the gradients that autodiff writes into that form. So each shape is rewritten:
-1x1 kernels and strided ones become matrix products, depthwise ones sums of
-shifted slices, the rest get gradients that are such convolutions themselves.
+1x1 kernels become matrix products, depthwise ones sums of shifted slices, strided
+ones convolutions of stride 1 over blocks of pixels or products with patches, and
+what is left gets gradients that are such convolutions themselves.
 Everything here takes checked arguments, strides and padding as pairs.
 """
 
@@ -19,6 +20,9 @@ from rkd_jax.models.conv_plain import plain_conv
 # Up to this many input channels patches are cheap, and the convolution itself
 # leaves most of each vector register empty.
 _FEW_CHANNELS = 8
+# From so many channels of a block of pixels a convolution over blocks is quicker than
+# patches, unless the kernel has to be padded to whole blocks.
+_BLOCK_CHANNELS = 64
 
 
 def cpu_conv(x, kernel, strides, padding, groups):
@@ -29,6 +33,8 @@ def cpu_conv(x, kernel, strides, padding, groups):
     return plain_conv(x, kernel, strides, padding, groups)
   if kernel.shape[:2] == (1, 1):
     return _pointwise(x, kernel, strides, padding)
+  if strides != (1, 1) and _fills_blocks(x, kernel, strides):
+    return _blocks_conv(x, kernel, strides, padding)
   if strides != (1, 1) or x.shape[-1] <= _FEW_CHANNELS:
     return _patches_dot(x, kernel, strides, padding)
   return _same_form(*_vary_alike(x, kernel), padding)
@@ -93,12 +99,8 @@ def _patches_dot(x, kernel, strides, padding):
   """
   window, features = kernel.shape[:2], kernel.shape[-1]
   size = _sizes(x, window, strides, padding)
-  runs = [-(-k // s) for k, s in zip(window, strides, strict=True)]
-  counts = [n - 1 + r for n, r in zip(size, runs, strict=True)]
-  x = _pad(x, *((p, c * s - n - p) for n, p, c, s in zip(
-      x.shape[1:3], padding, counts, strides, strict=True)))
-  blocks = x.reshape(-1, counts[0], strides[0], counts[1], strides[1], x.shape[-1])
-  blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
+  runs = _runs(window, strides)
+  blocks = _blocks(x, window, strides, padding)
   patches, weights = [], []
   for i in range(runs[0]):
     for j in range(runs[1]):
@@ -110,6 +112,38 @@ def _patches_dot(x, kernel, strides, padding):
   patches = jnp.concatenate(patches, axis=-1)
   out = patches.reshape(-1, patches.shape[-1]) @ jnp.concatenate(weights)
   return out.reshape(-1, *size, features)
+
+
+def _runs(window, strides):
+  """How many blocks a window covers down and across."""
+  return [-(-k // s) for k, s in zip(window, strides, strict=True)]
+
+
+def _blocks(x, window, strides, padding):
+  """The padded image in blocks of the size of the stride: [B, n, m, sh, sw, C]."""
+  size, runs = _sizes(x, window, strides, padding), _runs(window, strides)
+  counts = [n - 1 + r for n, r in zip(size, runs, strict=True)]
+  x = _pad(x, *((p, c * s - n - p) for n, p, c, s in zip(
+      x.shape[1:3], padding, counts, strides, strict=True)))
+  blocks = x.reshape(-1, counts[0], strides[0], counts[1], strides[1], x.shape[-1])
+  return blocks.transpose(0, 1, 3, 2, 4, 5)
+
+
+def _fills_blocks(x, kernel, strides):
+  """Whether the kernel is whole blocks with channels enough for `_blocks_conv`."""
+  whole = all(k % s == 0 for k, s in zip(kernel.shape[:2], strides, strict=True))
+  return whole and strides[0] * strides[1] * x.shape[-1] >= _BLOCK_CHANNELS
+
+
+def _blocks_conv(x, kernel, strides, padding):
+  """A convolution of stride 1 over blocks, whose pixels are channels."""
+  window, (channels, features) = kernel.shape[:2], kernel.shape[2:]
+  down, across = _runs(window, strides)
+  blocks = _blocks(x, window, strides, padding)
+  kernel = kernel.reshape(down, strides[0], across, strides[1], channels, features)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(down, across, -1, features)
+  return _same_form(*_vary_alike(
+      blocks.reshape(*blocks.shape[:3], -1), kernel), (0, 0))
 
 
 def _depthwise(x, kernel, strides, padding):

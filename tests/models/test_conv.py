@@ -24,6 +24,8 @@ SHAPES = {
     'strided': (7, 6, 12, 5, 1, (3, 3), 2, 1),
     'strided_even_kernel': (8, 8, 1, 5, 1, (4, 4), 2, 1),
     'stride_beyond_kernel': (9, 8, 4, 5, 1, (2, 2), (3, 4), 0),
+    'blocks': (8, 6, 16, 5, 1, (4, 4), 2, 1),
+    'blocks_uneven': (9, 7, 12, 5, 1, (4, 6), (2, 3), (1, 2)),
     'pointwise': (5, 4, 6, 8, 1, (1, 1), 1, 0),
     'pointwise_strided': (5, 4, 6, 8, 1, (1, 1), 2, 0),
     'pointwise_padded': (5, 4, 6, 8, 1, (1, 1), 1, 1),
@@ -101,7 +103,7 @@ def test_conv_and_gradients_match_definition(shape, backend):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize('name', ['same_form', 'strided', 'pointwise', 'depthwise'])
+@pytest.mark.parametrize('name', ['same_form', 'strided', 'blocks', 'pointwise', 'depthwise'])
 def test_bfloat16_keeps_its_dtype_and_precision(name):
   x, kernel, g, arguments = example(SHAPES[name])
   rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16)) for a in (x, kernel, g)]
@@ -116,7 +118,7 @@ def test_bfloat16_keeps_its_dtype_and_precision(name):
 
 
 @pytest.mark.parametrize('name', [
-    'same_form', 'same_form_uneven', 'strided', 'pointwise', 'depthwise',
+    'same_form', 'same_form_uneven', 'strided', 'blocks', 'pointwise', 'depthwise',
     'depthwise_strided'])
 def test_reverse_mode_nests(name):
   """The gradient penalty's gradient, against float64 differences."""
@@ -139,14 +141,14 @@ def test_reverse_mode_nests(name):
   np.testing.assert_allclose(found, slope, rtol=1e-3)
 
 
-@pytest.mark.parametrize('name', ['same_form', 'depthwise'])
+@pytest.mark.parametrize('name', ['same_form', 'blocks', 'depthwise'])
 def test_forward_mode_is_refused_and_never_wrong(name):
   x, kernel, _, arguments = example(SHAPES[name])
   with pytest.raises(TypeError, match='forward-mode'):
     jax.jvp(lambda x: conv(x, kernel, **arguments), (x,), (x,))
 
 
-@pytest.mark.parametrize('name', ['same_form', 'strided', 'depthwise'])
+@pytest.mark.parametrize('name', ['same_form', 'strided', 'blocks', 'depthwise'])
 def test_vmap_over_images_and_kernels(name):
   examples = [example(SHAPES[name], seed) for seed in range(3)]
   arguments = examples[0][3]
@@ -159,7 +161,7 @@ def test_vmap_over_images_and_kernels(name):
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason='needs two devices')
-@pytest.mark.parametrize('name', ['same_form', 'strided', 'depthwise', 'pointwise'])
+@pytest.mark.parametrize('name', ['same_form', 'strided', 'blocks', 'depthwise', 'pointwise'])
 @pytest.mark.parametrize('layout', ['jit', 'shard_map'])
 def test_a_mesh_gives_the_same_gradients(name, layout):
   x, kernel, g, arguments = example(SHAPES[name], batch=4)
@@ -180,14 +182,16 @@ def test_a_mesh_gives_the_same_gradients(name, layout):
 def test_no_slow_convolution_in_an_attack_loop():
   """In compiled loop bodies every convolution has the layout that is quick."""
   kernels = [jnp.ones(s) for s in (
-      (3, 3, 3, 16), (3, 3, 16, 16), (3, 3, 1, 16), (1, 1, 16, 16), (3, 3, 16, 8))]
+      (3, 3, 3, 16), (3, 3, 16, 16), (3, 3, 1, 16), (1, 1, 16, 16), (3, 3, 16, 8),
+      (4, 4, 16, 16))]
 
   def network(x):
     x = jnp.sin(conv(x, kernels[0], padding=1))
     x = jnp.sin(conv(x, kernels[1], padding=1))
     x = jnp.sin(conv(x, kernels[2], padding=1, groups=16))
     x = jnp.sin(conv(x, kernels[3]))
-    return conv(max_pool(x, 2), kernels[4], strides=2, padding=1)
+    x = jnp.sin(conv(max_pool(x, 2), kernels[4], strides=2, padding=1))
+    return conv(jnp.tile(x, 2), kernels[5], strides=2, padding=1)
 
   def attack(x):
     gradient = jax.grad(lambda x: jnp.sum(network(x) ** 2))
