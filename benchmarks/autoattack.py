@@ -37,6 +37,7 @@ def parse(argv=None):
       description=__doc__.splitlines()[0],
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   parser.add_argument('--run', help=f'directory of a finished run of {MODEL}')
+  parser.add_argument('--data-dir', default='', help='else that of the run')
   parser.add_argument('--examples', type=int, default=1000)
   parser.add_argument('--batch', type=int, default=500)
   parser.add_argument('--eps', type=float, default=0.3)
@@ -50,6 +51,7 @@ def load(args):
   """(network, variables, split of uint8 images)."""
   if args.run:
     config = comparison.read_config(args.run)
+    config.data.data_dir = args.data_dir or config.data.data_dir
     dataset = experiment.check(config)
     network = build.make_network(MODEL, dataset, 'float32')
     variables = weights.load(

@@ -11,7 +11,6 @@ from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.record import Record
 
 _RADII = (3, 2, 1)  # In units of eps, for 0.3, 0.3 and 0.4 of the steps.
-_FIRST_SHARE = 0.2  # Of the pixels that the first steps move.
 _SPARSER = 1.5  # How much sparser a step is than the best perturbation.
 _SLOWER = 1.5  # What the step size is divided by.
 _LEAST_STEP = 0.1  # In units of the radius.
@@ -23,28 +22,27 @@ def search(see, images, keys, *, eps, steps: int, draws: int,
   """L1-APGD with shrinking radii (Croce and Hein 2021, arXiv:2103.01208, sec. 4).
 
   Arguments and result as of `apgd.search`; `see` is its probe. The ascents at the
-  larger radii only find a start: what they break does not count, but is paid for.
+  larger radii only find a start: what they break does not count, but is paid for. How
+  sparse the first steps are is the support of the random start / 1.5, as in the released
+  code.
   """
   first = ball.random_start(images, keys, eps=_RADII[0] * eps, norm='l1')
   lengths = [3 * steps // 10, 3 * steps // 10]
   lengths.append(steps - sum(lengths))
   starts = [0, lengths[0] + 1, lengths[0] + lengths[1] + 2]
-  size = images[0].size
 
   def phase(carry, plan):
     start, passes, finite, broken, adversarial = carry
-    radius, count, moment, counts, is_first = plan
+    radius, count, moment, counts = plan
     start = ball.project(start, images, eps=radius, norm='l1')
-    found = _ascend(see, images, start, radius, count, moment, counts & until_broken,
-                    jnp.where(is_first, _FIRST_SHARE * size, 0.0))
+    found = _ascend(see, images, start, radius, count, moment, counts & until_broken)
     # A larger ball is searched to its end, whatever is broken there.
     paid = jnp.where(counts, found.passes, count + 1)
     return (found.best, passes + paid, finite & found.finite,
             found.broken, found.adversarial), found.value
 
   plans = (eps * jnp.asarray(_RADII, jnp.float32), jnp.asarray(lengths, jnp.int32),
-           jnp.asarray(starts, jnp.int32), jnp.asarray([False, False, True]),
-           jnp.asarray([True, False, False]))
+           jnp.asarray(starts, jnp.int32), jnp.asarray([False, False, True]))
   none = jnp.zeros(len(images), bool)
   (best, passes, finite, broken, adversarial), values = lax.scan(
       phase, (first, jnp.zeros(len(images), jnp.int32), ~none, none, first), plans)
@@ -63,17 +61,14 @@ class _State(NamedTuple):
   support: jax.Array  # Pixels of the best perturbation when last looked at.
 
 
-def _ascend(see, images, start, radius, steps, moment, stops, first_moved) -> Record:
-  """One ascent; `steps` is traced. `first_moved` 0: as sparse as the start says."""
-  count, size = len(images), images[0].size
+def _ascend(see, images, start, radius, steps, moment, stops) -> Record:
+  """One ascent, at first as sparse as the start says; `steps` is traced."""
+  count = len(images)
   seen = see(start, moment)
   support = _support(start, images)
-  given = first_moved > 0
   state = _State(
       jnp.int32(0), start, seen.gradient, record.new(start, seen),
-      jnp.full(count, radius, jnp.float32),
-      jnp.where(given, first_moved, support / _SPARSER),
-      jnp.where(given, float(size), support))
+      jnp.full(count, radius, jnp.float32), support / _SPARSER, support)
   every = jnp.maximum(jnp.floor(_ADAPT_EVERY * steps + 1e-3).astype(jnp.int32), 1)
 
   def step(state):

@@ -12,6 +12,7 @@ from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.windows import Window, bumps, stripes, tiles
 
 _FIRST_SHARE = 0.8  # p: the share of the pixels in the first square.
+_SMALLEST_BUMP = 3  # The least side of a window in L2 and L1.
 # Of 10,000 queries, as the released code and AutoAttack have them.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -77,7 +78,7 @@ def search(fn, images, labels, keys, *, eps, norm, queries: int) -> Outcome:
                  jnp.ones(len(images), jnp.int32), finite)
 
   def step(state):
-    window = _sides(state.query, queries, images.shape)
+    window = _sides(state.query, queries, images.shape, norm)
     point = fit(_propose(state.best, images, probe.fold(keys, state.query), window,
                          eps, norm))
     value, wrong, finite = see(point)
@@ -92,15 +93,26 @@ def search(fn, images, labels, keys, *, eps, norm, queries: int) -> Outcome:
                  jnp.zeros_like(state.spent), state.finite)
 
 
-def _sides(query, queries, shape):
-  """(height, width) int32 of the squares at a query, by the schedule of the paper."""
+def _sides(query, queries, shape, norm):
+  """(height, width) int32 of the windows at a query, by the schedule of the paper.
+
+  For 'l2' and 'l1' the next odd number of at least 3, as in the released code. No side
+  is longer than the image's; where it has too few rows, the width makes up for them.
+  """
   rows, columns = shape[1:3]
   # `(query - 1) * 10_000 // queries > h` without a product that could overflow.
   first = [-(-(h + 1) * queries // 10_000) for h in _HALVINGS]
   halvings = jnp.sum(query - 1 >= jnp.asarray(first, jnp.int32))
   area = _FIRST_SHARE * 0.5**halvings * rows * columns
-  height = jnp.clip(jnp.round(jnp.sqrt(area)).astype(jnp.int32), 1, rows)
-  width = jnp.clip(jnp.round(area / height).astype(jnp.int32), 1, columns)
+
+  def fit(side, most):
+    side = jnp.round(side).astype(jnp.int32)
+    if norm != 'linf':
+      side = jnp.maximum(side, _SMALLEST_BUMP) // 2 * 2 + 1
+    return jnp.clip(side, 1, most)
+
+  height = fit(jnp.sqrt(area), rows)
+  width = fit(area / height, columns)
   return height, jnp.where(height < rows, jnp.minimum(height, columns), width)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from rkd_jax.attacks import apgd_l1, objectives
+from rkd_jax.attacks import apgd_l1, ball, objectives
 from rkd_jax.attacks.apgd import search
 from rkd_jax.attacks.probe import gradient_probe
 
@@ -43,15 +43,15 @@ def project_by_hand(point, clean, radius):
   return clean + np.sign(point - clean) * move(t)
 
 
-def ascent_by_hand(start, clean, label, radius, steps, first_moved):
+def ascent_by_hand(start, clean, label, radius, steps):
   """Best value, best point and how often the ascent began anew from it."""
   support_of = lambda point: (np.abs(point - clean) > 1e-9).sum()
   every = max(int(0.04 * steps + 1e-3), 1)
   point, size, anew = start.astype(np.float64), radius, 0
   value, gradient = by_hand(point, label)
   best = value, point, gradient
-  support = support_of(point) if not first_moved else D
-  moved = first_moved or support / 1.5
+  support = support_of(point)
+  moved = support / 1.5
   for k in range(1, steps + 1):
     count = max(int(np.floor(moved)), 1)
     sign = np.zeros(D)
@@ -71,25 +71,44 @@ def ascent_by_hand(start, clean, label, radius, steps, first_moved):
   return best[0], best[1], anew
 
 
-@pytest.mark.parametrize('first_moved', [8.0, 0.0])
-def test_ascent(first_moved):
-  radius, steps = 1.5, 6
+@pytest.mark.parametrize('radius', [1.5, 6.0])
+def test_ascent(radius):
+  steps = 6
   rng = np.random.default_rng(5)
   start = np.stack([project_by_hand(a, b, radius) for a, b in zip(
       rng.normal(size=(B, D)) + IMAGES, IMAGES.astype(np.float64))]).astype(np.float32)
   see = gradient_probe(mlp, lambda z: objectives.cross_entropy(z, LABELS), LABELS, None,
                        0)
   found = jax.jit(lambda x: apgd_l1._ascend(
-      see, jnp.asarray(IMAGES), x, radius, steps, 0, False, first_moved))(
+      see, jnp.asarray(IMAGES), x, radius, steps, 0, False))(
           jnp.asarray(start))
   began = 0
   for b in range(B):
     value, point, anew = ascent_by_hand(
-        start[b], IMAGES[b].astype(np.float64), LABELS[b], radius, steps, first_moved)
+        start[b], IMAGES[b].astype(np.float64), LABELS[b], radius, steps)
     np.testing.assert_allclose(found.value[b], value, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.best[b], point, atol=1e-3)
     began += anew
   assert began > 0  # The sparsity fell, so the step size began anew.
+
+
+def test_three_radii():
+  """3 eps, 2 eps and eps, each from the best point of the one before; no other start."""
+  eps, steps = 0.8, 10
+  keys = jax.random.split(jax.random.key(2), B)
+  clean = IMAGES.astype(np.float64)
+  point = list(np.asarray(
+      ball.random_start(jnp.asarray(IMAGES), keys, eps=3 * eps, norm='l1'), np.float64))
+  value = np.zeros(B)
+  for radius, count in ((3 * eps, 3), (2 * eps, 3), (eps, 4)):
+    for b in range(B):
+      start = project_by_hand(point[b], clean[b], radius)
+      value[b], point[b], _ = ascent_by_hand(start, clean[b], LABELS[b], radius, count)
+  found, values = jax.jit(lambda x: search(
+      mlp, x, jnp.asarray(LABELS), keys, eps=eps, norm='l1', loss='ce', steps=steps,
+      until_broken=False))(jnp.asarray(IMAGES))
+  np.testing.assert_allclose(values, value, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(found.images, point, atol=1e-3)
 
 
 def test_every_evaluation_of_the_larger_balls_is_paid_for():

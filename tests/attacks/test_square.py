@@ -30,7 +30,8 @@ def test_schedule():
     at = int((query - 1) / 5000 * 10000)
     p = 0.8 / 2 ** sum(at > mark for mark in halved)
     side = max(round((p * 32 * 32) ** 0.5), 1)
-    assert [int(s) for s in _sides(jnp.int32(query), 5000, (1, 32, 32, 3))] == [side] * 2
+    assert [int(s) for s in _sides(
+        jnp.int32(query), 5000, (1, 32, 32, 3), 'linf')] == [side] * 2
 
 
 def bump_by_hand(height, width):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rkd_jax.attacks import windows
+from rkd_jax.attacks import objectives, windows
 from rkd_jax.attacks.square import _exchange, _propose, _sides, search, square
 from rkd_jax.errors import ConfigError
 
@@ -46,15 +46,61 @@ def share_by_hand(query, queries):
 def test_schedule(queries):
   side = 224
   at = np.arange(queries)
-  got = jax.vmap(lambda q: _sides(q + 1, queries, (1, side, side, 3))[0])(at)
+  got = jax.vmap(lambda q: _sides(q + 1, queries, (1, side, side, 3), 'linf')[0])(
+      at)
   expected = [round(math.sqrt(share_by_hand(q, queries) * side * side)) for q in at]
   np.testing.assert_array_equal(got, expected)
   assert len(set(expected)) >= 9
 
 
+def odd(side):
+  """As the released code rounds a side: never even, never below 3."""
+  side = max(round(side), 3)
+  return side + 1 if side % 2 == 0 else side
+
+
+@pytest.mark.parametrize('norm', ['l2', 'l1'])
+@pytest.mark.parametrize('rows,columns', [
+    (28, 28), (32, 20), (8, 8), (4, 4), (3, 50), (2, 2), (1, 784), (1, 2)])
+def test_odd_windows(norm, rows, columns):
+  """In float64: squares, cut at the image; as much longer as the rows are too few."""
+  queries = 1000
+  at = np.arange(queries)
+  got = jax.vmap(lambda q: jnp.stack(_sides(
+      q + 1, queries, (1, rows, columns, 3), norm)))(at)
+  expected = []
+  for query in at:
+    area = share_by_hand(query, queries) * rows * columns
+    height = width = odd(math.sqrt(area))
+    if height >= rows:
+      height = rows
+      width = odd(area / rows)
+    expected.append((height, min(width, columns)))
+  np.testing.assert_array_equal(got, expected)
+  if rows == columns > 4:  # Else some are cut at the image.
+    assert {side % 2 for pair in expected for side in pair} == {1}
+    assert min(map(min, expected)) == 3
+
+
+@pytest.mark.parametrize('norm,eps,shape', [
+    ('l2', 0.4, (1, 90, 1)), ('l2', 0.4, (2, 3, 15)), ('l1', 2.0, (90, 1, 1))])
+def test_small_and_flat_images(norm, eps, shape):
+  """Windows wider than the image are cut; the attack still gains, inside the ball."""
+  images = (IMAGES * 0.6 + 0.2).reshape(B, *shape)
+  labels = np.argmax(relu_net(jnp.asarray(images)), axis=1)
+  found = run(images, labels, eps=eps, norm=norm, queries=40)
+  adv = np.asarray(found.images, np.float64)
+  offset = np.abs(adv - images).reshape(B, -1)
+  size = {'l2': np.sqrt((offset**2).sum(axis=1)), 'l1': offset.sum(axis=1)}[norm]
+  assert (size <= np.float32(eps)).all() and (size > 0.5 * eps).all()
+  margin = lambda x: np.asarray(objectives.margin(relu_net(jnp.asarray(x)), labels))
+  assert (margin(found.images) > margin(images)).all()
+
+
 def test_schedule_of_very_many_queries():
   """2e9 * 10,000 is no int32."""
-  height, _ = _sides(jnp.int32(1_999_999_999), 2_000_000_000, (1, 224, 224, 3))
+  height, _ = _sides(jnp.int32(1_999_999_999), 2_000_000_000, (1, 224, 224, 3),
+                     'linf')
   assert height == round(math.sqrt(0.8 / 2**9) * 224)
 
 
@@ -144,7 +190,7 @@ def test_linf_starts_with_stripes_and_fills_squares():
       np.testing.assert_allclose(values, np.sign(values[0, 0]) * eps, atol=1e-6)
 
 
-@pytest.mark.parametrize('norm,eps', [('linf', 0.06), ('l2', 0.3), ('l1', 1.5)])
+@pytest.mark.parametrize('norm,eps', [('linf', 0.06), ('l2', 0.4), ('l1', 1.5)])
 def test_in_the_ball_counted_and_the_same_for_any_batch(norm, eps):
   program = jax.jit(lambda x, y, k: run(x, y, k, eps=eps, norm=norm))
   found = program(IMAGES, LABELS, KEYS)
