@@ -157,7 +157,7 @@ def _all_defences(short, recipe):
       defended(f'{short}, {label}', recipe, method, **options)
       for label, method, options in (
           ('mask', 'masks', {'cap': 0.05}), ('mask .9', 'masks', {'cap': 0.9}),
-          ('gates', 'gates', {}), ('new head', 'new_head', {}),
+          ('gates', 'gates', {}), ('new_head', 'new_head', {}),
           *((d, d, {}) for d in DEFENCES))))
 
 
