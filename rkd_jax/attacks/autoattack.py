@@ -115,7 +115,7 @@ def autoattack(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',
              {} if store is None else store)
   logits = run.judged(np.arange(len(images)), images)
   sanity.check_logits(logits, labels)
-  plan = stages.make(version, logits.shape[1], **settings)
+  plan = stages.make(version, logits.shape[1], norm=norm, **settings)
   found = run.doubts()
   right = np.argmax(logits, axis=1) == labels
   robust, reports, adversarial = {'clean': right.copy()}, [], images.copy()

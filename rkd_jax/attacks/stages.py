@@ -11,6 +11,7 @@ from rkd_jax.errors import ConfigError, unknown_name
 
 VERSIONS = ('standard', 'plus', 'rand', 'fast')
 TARGETS = 9  # The classes of targeted attacks: those with the highest logits.
+_L1_RESTARTS, _L1_TARGETS = 5, 5  # Of 'standard' and 'fast', as released for L1.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Stage:
             for restart in range(self.restarts)]
 
 
-def make(version: str, num_classes: int, *, steps: int = 100, queries: int = 5000,
-         restarts: int | None = None, eot: int = 20) -> tuple[Stage, ...]:
+def make(version: str, num_classes: int, *, norm: str = 'linf', steps: int = 100,
+         queries: int = 5000, restarts: int | None = None, eot: int = 20
+         ) -> tuple[Stage, ...]:
   """The stages of a version for a number of classes, in order.
 
   Croce and Hein 2020 (arXiv:2003.01690), sec. 6, and the paper's code for 'plus' and
@@ -55,9 +57,11 @@ def make(version: str, num_classes: int, *, steps: int = 100, queries: int = 500
       means over draws. 'fast': the first two of 'standard', so that its robust accuracy
       is an upper bound of that of 'standard'.
     num_classes: K >= 2.
+    norm: in 'l1' one ascent may end far from the best, so 'standard' and 'fast' restart
+      APGD-CE five times there and take five targets for APGD-T (arXiv:2103.01208).
     steps: of APGD and FAB.
     queries: of Square.
-    restarts: of the untargeted attacks; None: 5 for 'plus', else 1.
+    restarts: of the untargeted attacks; None: 5 for 'plus' and in L1, else 1.
     eot: draws a gradient for 'rand'.
 
   Raises:
@@ -68,12 +72,14 @@ def make(version: str, num_classes: int, *, steps: int = 100, queries: int = 500
   if num_classes < 2:
     raise ConfigError(f'fn must tell classes apart, but its logits have {num_classes}')
   targets = min(TARGETS, num_classes - 1)
-  many = restarts or (5 if version == 'plus' else 1)
+  sparse = norm == 'l1' and version in ('standard', 'fast')
+  many = restarts or (5 if version == 'plus' else _L1_RESTARTS if sparse else 1)
   untargeted = 'dlr' if num_classes > 2 else 'margin'
   ce = Stage('apgd-ce', 'apgd', 'ce', steps, many)
   dlr = Stage('apgd-dlr', 'apgd', untargeted, steps, many)
   apgd_t = Stage('apgd-t', 'apgd',
-                 'targeted_dlr' if num_classes > 3 else 'difference', steps, 1, targets)
+                 'targeted_dlr' if num_classes > 3 else 'difference', steps, 1,
+                 min(targets, _L1_TARGETS) if sparse else targets)
   fab_t = Stage('fab-t', 'fab', steps=steps, targets=targets)
   search = Stage('square', 'square', steps=queries)
   if version == 'plus':

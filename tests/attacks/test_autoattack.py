@@ -174,6 +174,10 @@ def test_versions():
       100, 5, 5, 5000, 9)
   assert len(apgd_t.rounds()) == 9 and len(ce.rounds()) == 5
   assert stages.make('standard', 3)[1].loss == 'difference'
+  ce, apgd_t, fab_t, _ = stages.make('standard', 10, norm='l1')
+  assert (ce.restarts, apgd_t.targets, fab_t.targets) == (5, 5, 9)
+  assert stages.make('fast', 10, norm='l1') == (ce, apgd_t)
+  assert stages.make('standard', 10, norm='l2') == stages.make('standard', 10)
   assert stages.make('plus', 2)[1].loss == 'margin'
 
 
