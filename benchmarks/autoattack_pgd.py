@@ -1,7 +1,7 @@
 """AutoAttack standard against PGD-100 with 10 restarts, image by image (L-inf).
 
-The more steps and restarts PGD has, the nearer it should come to AutoAttack; were its robust
-accuracy the lower one, AutoAttack would be broken.
+The more steps and restarts PGD has, the nearer it should come to AutoAttack; were its
+robust accuracy the lower one, AutoAttack would be broken.
 
   python benchmarks/autoattack_pgd.py --run RUN --data-dir DIR --examples 500
 """
@@ -42,7 +42,8 @@ def main(argv=None):
           kind, step_size=args.eps / share, **given)
   attacks['autoattack'] = robustness.AttackSpec('autoattack', eps=args.eps)
   print(json.dumps(machine.describe('cpu')))
-  print('| attack | right | robust | seconds, with compiling |\n| --- | ---: | ---: | ---: |')
+  print('| attack | right | robust | seconds, with compiling |\n'
+        '| --- | ---: | ---: | ---: |')
   right = {}
   for name, spec in attacks.items():
     began = time.perf_counter()

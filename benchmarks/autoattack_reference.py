@@ -1,13 +1,13 @@
 """Verdicts of AutoAttack standard beside those of the authors' code, image by image.
 
-The authors' code is that of the PyPI package `pyautoattack` (Croce, Hein and others, MIT),
-which wants PyTorch; neither is a dependency of rkd_jax. For the CPU:
+The authors' code is that of the PyPI package `pyautoattack` (Croce, Hein and others,
+MIT), which wants PyTorch; neither is a dependency of rkd_jax. For the CPU:
 
   pip install --no-deps pyautoattack && pip install torch==2.13.0
   python benchmarks/autoattack_reference.py --run RUN --data-dir DIR --norm linf
 
-Both attack the same cnn_16_32 with the weights of a finished run, on the same test images,
-each stage on the survivors of those before. Seconds are without compiling.
+Both attack the same cnn_16_32 with the weights of a finished run, on the same test
+images, each stage on the survivors of those before. Seconds are without compiling.
 """
 
 import argparse
@@ -95,7 +95,8 @@ def main(argv=None):
   described = machine.describe('cpu') | {
       'pyautoattack': importlib.metadata.version('pyautoattack')}
   print(json.dumps(described), f'\nlogits differ by at most {gap:.1e}')
-  print('| side | stage | robust | images | seconds |\n| --- | --- | ---: | ---: | ---: |')
+  print('| side | stage | robust | images | seconds |\n'
+        '| --- | --- | ---: | ---: | ---: |')
   sides = {'rkd_jax': functools.partial(ours, network, variables, split),
            'pyautoattack': functools.partial(theirs, model, images, labels)}
   runs = []

@@ -33,7 +33,8 @@ def run(network, variables, split, settings, *, key):
   flat = traverse_util.flatten_dict(params)
 
   def build(free):
-    return network, {**variables, 'params': traverse_util.unflatten_dict({**flat, **free})}
+    params = traverse_util.unflatten_dict({**flat, **free})
+    return network, {**variables, 'params': params}
 
   free = traverse_util.flatten_dict(head.of(params))
   return build(universal_training.train(build, free, split, settings, key=key))

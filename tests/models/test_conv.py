@@ -103,7 +103,8 @@ def test_conv_and_gradients_match_definition(shape, backend):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize('name', ['same_form', 'strided', 'blocks', 'pointwise', 'depthwise'])
+@pytest.mark.parametrize('name', [
+    'same_form', 'strided', 'blocks', 'pointwise', 'depthwise'])
 def test_bfloat16_keeps_its_dtype_and_precision(name):
   x, kernel, g, arguments = example(SHAPES[name])
   rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16)) for a in (x, kernel, g)]
@@ -161,7 +162,8 @@ def test_vmap_over_images_and_kernels(name):
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason='needs two devices')
-@pytest.mark.parametrize('name', ['same_form', 'strided', 'blocks', 'depthwise', 'pointwise'])
+@pytest.mark.parametrize('name', [
+    'same_form', 'strided', 'blocks', 'depthwise', 'pointwise'])
 @pytest.mark.parametrize('layout', ['jit', 'shard_map'])
 def test_a_mesh_gives_the_same_gradients(name, layout):
   x, kernel, g, arguments = example(SHAPES[name], batch=4)
