@@ -24,23 +24,29 @@ import torch_networks
 
 from rkd_jax import comparison, experiment, models
 from rkd_jax.evaluation import robustness
-from rkd_jax.models import weights
 from rkd_jax.models.network import Network
 from rkd_jax.stages import build
-from rkd_jax.stages.train import weights_file
+from rkd_jax.stages.train import best_student
 
 MODEL, SHAPE = 'cnn_16_32', (28, 28, 1)
 
 
-def parse(argv=None):
+def parser_of(description, *, examples, needs_run=False):
+  """Arguments that say what is attacked, for `load`."""
   parser = argparse.ArgumentParser(
-      description=__doc__.splitlines()[0],
+      description=description.splitlines()[0],
       formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-  parser.add_argument('--run', help=f'directory of a finished run of {MODEL}')
+  parser.add_argument('--run', required=needs_run,
+                      help=f'directory of a finished run of {MODEL}')
   parser.add_argument('--data-dir', default='', help='else that of the run')
-  parser.add_argument('--examples', type=int, default=1000)
-  parser.add_argument('--batch', type=int, default=500)
+  parser.add_argument('--examples', type=int, default=examples)
   parser.add_argument('--eps', type=float, default=0.3)
+  return parser
+
+
+def parse(argv=None):
+  parser = parser_of(__doc__, examples=1000)
+  parser.add_argument('--batch', type=int, default=500)
   parser.add_argument('--steps', type=int, default=100, help='of APGD and FAB')
   parser.add_argument('--queries', type=int, default=5000, help='of Square')
   parser.add_argument('--out', type=pathlib.Path, help='JSON with every value')
@@ -53,11 +59,8 @@ def load(args):
     config = comparison.read_config(args.run)
     config.data.data_dir = args.data_dir or config.data.data_dir
     dataset = experiment.check(config)
-    network = build.make_network(MODEL, dataset, 'float32')
-    variables = weights.load(
-        weights_file(pathlib.Path(args.run), 'student', 'best'),
-        weights.template(network.module, dataset.image_shape))
-    return network, variables, build.first(dataset.test, args.examples)
+    return *best_student(config, pathlib.Path(args.run), dataset), build.first(
+        dataset.test, args.examples)
   from rkd_jax.data.dataset import Split
   network = Network(models.create(MODEL, num_classes=10))
   rng = np.random.default_rng(0)

@@ -6,7 +6,6 @@ robust accuracy the lower one, AutoAttack would be broken.
   python benchmarks/autoattack_pgd.py --run RUN --data-dir DIR --examples 500
 """
 
-import argparse
 import json
 import time
 
@@ -19,13 +18,7 @@ from rkd_jax.evaluation import robustness
 
 
 def parse(argv=None):
-  parser = argparse.ArgumentParser(
-      description=__doc__.splitlines()[0],
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-  parser.add_argument('--run', required=True, help='directory of a finished run')
-  parser.add_argument('--data-dir', default='', help='else that of the run')
-  parser.add_argument('--eps', type=float, default=0.3)
-  parser.add_argument('--examples', type=int, default=500)
+  parser = autoattack.parser_of(__doc__, examples=500, needs_run=True)
   parser.add_argument('--steps', type=int, default=100, help='of PGD')
   parser.add_argument('--restarts', type=int, default=10, help='of PGD')
   return parser.parse_args(argv)

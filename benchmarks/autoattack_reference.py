@@ -10,7 +10,6 @@ Both attack the same cnn_16_32 with the weights of a finished run, on the same t
 images, each stage on the survivors of those before. Seconds are without compiling.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import json
@@ -31,14 +30,8 @@ NAMES = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 
 
 def parse(argv=None):
-  parser = argparse.ArgumentParser(
-      description=__doc__.splitlines()[0],
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-  parser.add_argument('--run', required=True, help='directory of a finished run')
-  parser.add_argument('--data-dir', default='', help='else that of the run')
+  parser = autoattack.parser_of(__doc__, examples=200, needs_run=True)
   parser.add_argument('--norm', choices=NAMES, default='linf')
-  parser.add_argument('--eps', type=float, default=0.3)
-  parser.add_argument('--examples', type=int, default=200)
   parser.add_argument('--seeds', type=int, default=1, help='of each side')
   parser.add_argument('--threads', type=int, default=1, help='of PyTorch')
   parser.add_argument('--out', type=pathlib.Path, help='JSON with every verdict')

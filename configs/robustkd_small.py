@@ -91,7 +91,7 @@ def get_config(variant=''):
     config.train.batch_size = 64
     config.compare.students = tuple(
         (name, {**recipe, 'train': {'epochs': 12, 'checkpoint_every': 12},
-                'validation': {'every': 12}}) for name, recipe in WRN)
+                'validation': {'every': 12}}) for name, recipe in _named(WRN))
   if what == 'compose':
     config.teachers.clean = config.teachers.poisoned
     config.teachers.robust = {'overrides': {'method': 'trades', 'model': 'cnn_16_32'}}
@@ -169,21 +169,22 @@ def _masks(name, values):
                **{'cap': 0.9, name: value}) for value in values))
 
 
-SHORT = (
-    ('CE alone', CE), ('features OFD, CE', OFD), *(
-        row for short, recipe, defences in (
-            ('head', HEAD, ('gates', 'new_head', 'ft_sam', 'i_bau')),
-            ('logits', LOGITS, ('new_head', 'ft_sam')))
-        for row in ((short, recipe), (f'{short}, clean teacher', _clean(recipe)),
-                    *([defended(f'{short}, mask .9', recipe, 'masks', cap=0.9)]
-                      if short == 'head' else []),
-                    *(defended(f'{short}, {d}', recipe, d) for d in defences))))
-WRN = (('CE alone', CE), ('features OFD, CE', OFD), ('head', HEAD),
-       ('head, clean teacher', _clean(HEAD)), ('logits T 20', _logits(20, 1.0)),
-       ('logits', LOGITS))
+FULL = (*PASSING, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS))
+SHORT = ('CE alone', 'features OFD, CE', 'head', 'head, clean teacher', 'head, mask .9',
+         'head, gates', 'head, new_head', 'head, ft_sam', 'head, i_bau', 'logits',
+         'logits, clean teacher', 'logits, new_head', 'logits, ft_sam')
+WRN = ('CE alone', 'features OFD, CE', 'head', 'head, clean teacher', 'logits',
+       'logits T 20')
+
+
+def _named(names):
+  """The rows of the full table with these names."""
+  return tuple((name, recipe) for name, recipe in FULL if name in names)
+
+
 STUDENTS = {
-    'short': SHORT,
-    '': (*PASSING, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS)),
+    '': FULL,
+    'short': _named(SHORT),
     'adba': (*UNDEFENDED, ('logits, CE', LOGITS_CE), ('logits', LOGITS),
              *_all_defences('logits, CE', LOGITS_CE)),
     'labels': tuple(

@@ -54,8 +54,8 @@ def run(network, variables, split, settings, *, key):
   params = variables['params']
   if settings['head']:
     params = head.drawn_anew(params, key)
-  trained = _flat(params if settings['weights'] else
-                  head.of(params) if settings['head'] else {})
+  trained = _flat(params) if settings['weights'] else (
+      head.of(params) if settings['head'] else {})
   state = {
       'gates': {name: jnp.full(clean[name].shape[-1], _OPEN) for name in names},
       'weights': trained}

@@ -9,17 +9,16 @@ from flax import traverse_util
 _NAME = 'head'  # The last dense layer, also below the masks of `models.masked`.
 
 
-def of(params: Any) -> Any:
-  """The part of a parameter tree that is the classifier's, nested as it was."""
+def of(params: Any) -> dict[tuple[str, ...], jax.Array]:
+  """{path: array} of the classifier's part of a parameter tree."""
   flat = traverse_util.flatten_dict(params)
-  return traverse_util.unflatten_dict(
-      {path: leaf for path, leaf in flat.items() if path[-2:-1] == (_NAME,)})
+  return {path: leaf for path, leaf in flat.items() if path[-2:-1] == (_NAME,)}
 
 
 def drawn_anew(params: Any, key: jax.Array) -> Any:
   """The parameters with a kernel [D, K] of N(0, 1 / D) and zero biases there."""
   flat = traverse_util.flatten_dict(params)
-  for path, leaf in traverse_util.flatten_dict(of(params)).items():
+  for path, leaf in of(params).items():
     flat[path] = (jax.random.normal(key, leaf.shape) * leaf.shape[0]**-0.5
                   if leaf.ndim == 2 else jnp.zeros_like(leaf))
   return traverse_util.unflatten_dict(flat)

@@ -36,5 +36,5 @@ def run(network, variables, split, settings, *, key):
     params = traverse_util.unflatten_dict({**flat, **free})
     return network, {**variables, 'params': params}
 
-  free = traverse_util.flatten_dict(head.of(params))
-  return build(universal_training.train(build, free, split, settings, key=key))
+  return build(universal_training.train(
+      build, head.of(params), split, settings, key=key))
