@@ -202,7 +202,7 @@ STUDENTS = {
             'method': method, 'share': share, 'options': options}})
         for label, method, options in (
             ('mask .9', 'masks', {'cap': 0.9}), ('gates', 'gates', {}),
-            ('ft_sam', 'ft_sam', {})) for share in (0.01, 0.05, 0.1, 1.0))),
+            ('new_head', 'new_head', {}), ('ft_sam', 'ft_sam', {})) for share in (0.01, 0.05, 0.1, 1.0))),
     'gates': (('head', HEAD), *(
         defended(f'head, {label}', HEAD, 'gates', **options) for label, options in (
             ('gates and head, perturbed', {}),
@@ -214,14 +214,16 @@ STUDENTS = {
         (f'{model}, {label}', {**recipe, 'model': model})
         for model in ('cnn_4_8', 'mlp_64_64', 'resnet8')
         for label, recipe in (
-            ('logits', LOGITS), defended('logits, mask .9', LOGITS, 'masks', cap=0.9),
-            defended('logits, gates', LOGITS, 'gates'))),
+            ('CE alone', CE), ('logits', LOGITS),
+            defended('logits, mask .9', LOGITS, 'masks', cap=0.9),
+            defended('logits, new_head', LOGITS, 'new_head'))),
     'adaptive': (('head', HEAD), defended('head, mask .9', HEAD, 'masks', cap=0.9),
-                 defended('head, gates', HEAD, 'gates')),
+                 defended('head, gates', HEAD, 'gates'),
+                 defended('head, new_head', HEAD, 'new_head')),
     'compose': tuple(
-        (f'{name}{", gates" if on else ""}', {
+        (f'{name}{", new_head" if on else ""}', {
             'method': name, **more,
-            'detox': {'method': 'gates' if on else '', 'teacher': teacher}})
+            'detox': {'method': 'new_head' if on else '', 'teacher': teacher}})
         for name, teacher, more in (
             ('ciard', 'clean', {'schedule': {'name': 'ciard'},
                                 'ciard': {'kl_scale': 10.0}}),
