@@ -18,7 +18,8 @@ WORKDIR = '{workdir}'
 # Below these keys a config holds part of the config of another run, or arguments
 # of a function, whose keys are checked where they are used.
 _FREE = ('teachers.clean.overrides', 'teachers.robust.overrides',
-         'teachers.poisoned.overrides', 'backdoor.options', 'detox.options')
+         'teachers.poisoned.overrides', 'backdoor.options', 'backdoor.test_options',
+         'detox.options')
 
 
 def default_config() -> ConfigDict:
@@ -82,10 +83,12 @@ def default_config() -> ConfigDict:
       'backdoor': {  # Poisons the training data of this run.
           'trigger': '',  # See `rkd list`; '': off.
           'options': {},  # Arguments of the trigger, such as {'size': 4}.
+          'test_options': {},  # Those that differ when it is used, not trained on.
           'target': 0,
           'mode': 'all_to_one',  # Or 'all_to_all'.
           'rate': 0.1,  # In (0, 1]; of the target class's images for clean labels.
           'cover': -1.0,  # Cover images for each poisoned one; < 0: as published.
+          'hardening': 8 / 255,  # For lc: L-inf radius in which images are made hard.
           'copies': False,  # Keep the clean originals of poisoned images too.
           'layer': 'stage2',  # For ckd and lba: whose features they are made for.
           'start': '',  # Weights to start from: a safetensors file, or 'source'.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import ball, record
+from rkd_jax.attacks import ball, record, threat
 from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.record import Record
 
@@ -91,7 +91,7 @@ def _sparse_sign(gradient, moved):
 
   At least one; rounded down, else a support of two pixels would never become one.
   """
-  flat = gradient.reshape(len(gradient), -1)
+  flat = threat.rows(gradient)
   size = flat.shape[1]
   ranked = jnp.sort(jnp.abs(flat), axis=1)
   index = jnp.clip(size - jnp.floor(moved).astype(jnp.int32), 0, size - 1)
@@ -103,7 +103,7 @@ def _sparse_sign(gradient, moved):
 
 def _support(point, images):
   """How many pixels differ, float32[B]."""
-  return jnp.sum((point != images).reshape(len(images), -1), axis=1, dtype=jnp.float32)
+  return jnp.sum(threat.rows(point != images), axis=1, dtype=jnp.float32)
 
 
 def _adapt(state, images, radius, now):

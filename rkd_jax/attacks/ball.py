@@ -25,7 +25,7 @@ def check_norm(norm: str) -> None:
 
 def length(offset, norm: str):
   """Norm of each example, float32[B]."""
-  flat = jnp.abs(offset.reshape(len(offset), -1))
+  flat = jnp.abs(threat.rows(offset))
   if norm == 'linf':
     return jnp.max(flat, axis=1)
   if norm == 'l1':
@@ -70,11 +70,11 @@ def _shrink(offset, images, radius):
   falls with t and is piecewise linear: bisection finds the piece, a Newton step the
   point on it.
   """
-  size = jnp.abs(offset)
-  room = jnp.where(offset > 0, 1 - images, images)
-  axes = tuple(range(1, offset.ndim))
-  moves = lambda t: jnp.clip(size - wide(t, size), 0, room)
-  total = lambda t: jnp.sum(moves(t), axis=axes)
+  flat, clean = threat.rows(offset), threat.rows(images)
+  size = jnp.abs(flat)
+  room = jnp.where(flat > 0, 1 - clean, clean)
+  moves = lambda t: jnp.clip(size - t[:, None], 0, room)
+  total = lambda t: jnp.sum(moves(t), axis=1)
 
   def halve(_, ends):
     low, high = ends
@@ -83,19 +83,19 @@ def _shrink(offset, images, radius):
     return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
   low, high = lax.fori_loop(
-      0, _BISECTIONS, halve, (jnp.zeros(len(size)), jnp.max(size, axis=axes)))
+      0, _BISECTIONS, halve, (jnp.zeros(len(size)), jnp.max(size, axis=1)))
   middle = (low + high) / 2
-  left = size - wide(middle, size)
-  slope = jnp.sum((left > 0) & (left < room), axis=axes)
+  left = size - middle[:, None]
+  slope = jnp.sum((left > 0) & (left < room), axis=1)
   exact = middle + (total(middle) - radius) / jnp.maximum(slope, 1)
   t = jnp.where(slope > 0, jnp.clip(exact, low, high), high)
-  return jnp.sign(offset) * moves(t)
+  return (jnp.sign(flat) * moves(t)).reshape(offset.shape)
 
 
 def inside(images_adv, images, *, eps, norm: str):
   """bool[B]: whether projecting would leave the image as it is."""
   same = project(images_adv, images, eps=eps, norm=norm) == images_adv
-  return jnp.all(same.reshape(len(images), -1), axis=1)
+  return jnp.all(threat.rows(same), axis=1)
 
 
 def random_start(images, keys, *, eps, norm: str):

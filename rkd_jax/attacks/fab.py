@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import arguments, ball, hyperplane, objectives, probe
+from rkd_jax.attacks import arguments, ball, hyperplane, objectives, probe, threat
 from rkd_jax.attacks.probe import Outcome, choose, wide
 
 _BIAS_MOST = 0.1  # alpha_max: how much a step leans towards the clean image.
@@ -178,8 +178,8 @@ def _random_point(images, keys, distance, eps, norm):
 def _move(point, images, values, normals, norm):
   """Eq. 9: the mean of both projections, past the hyperplane by 5%."""
   from_point = hyperplane.project(point, normals, values, norm=norm) - point
-  axes = tuple(range(1, images.ndim))
-  values_clean = values + jnp.sum(normals * (images - point), axis=axes)
+  values_clean = values + jnp.sum(threat.rows(normals) * threat.rows(images - point),
+                                  axis=1)
   from_clean = hyperplane.project(images, normals, values_clean, norm=norm) - images
   here, there = ball.length(from_point, norm), ball.length(from_clean, norm)
   total = here + there

@@ -27,7 +27,7 @@ def project(points, normals, values, *, norm: str):
     float32[B, ...] in [0, 1]. Where the hyperplane does not meet the box, the point of
     the box with the value nearest to 0.
   """
-  flat, weights = (a.reshape(len(a), -1) for a in (points, normals))
+  flat, weights = threat.rows(points), threat.rows(normals)
   side = -jnp.sign(values)[:, None] * jnp.sign(weights)  # The way that every pixel goes.
   room = jnp.where(side > 0, 1 - flat, jnp.where(side < 0, flat, 0))
   # Scaled, as products of small gradients are zero in float32.
@@ -86,7 +86,7 @@ def distance(normals, values, norm: str):
 
   `|value| / ||w||_q` with the dual norm q; infinite where w is zero.
   """
-  flat = jnp.abs(normals.reshape(len(normals), -1))
+  flat = jnp.abs(threat.rows(normals))
   if norm == 'linf':
     dual = jnp.sum(flat, axis=1)
   elif norm == 'l1':

@@ -56,12 +56,22 @@ def check(config, dataset: data.Dataset) -> None:
   if settings.trigger in backdoors.FIXED:
     trigger = backdoors.FIXED[settings.trigger](
         dataset.image_shape, settings.target, **options)
+    backdoors.FIXED[settings.trigger](
+        dataset.image_shape, settings.target, **options | _options(settings, 'test_'))
     if trigger.clean_label and settings.copies:
       raise ConfigError(f'backdoor.copies: trigger {trigger.name!r} changes no label, '
                         'so there is nothing to contradict; leave it off')
     if trigger.clean_label and settings.mode != 'all_to_one':
       raise ConfigError(f"backdoor.mode must be 'all_to_one' for {trigger.name!r}, "
                         'which poisons one class with its own label')
+  elif settings.test_options:
+    raise ConfigError(
+        f'backdoor.test_options: trigger {settings.trigger!r} is made by training, so '
+        'it is the same when it is used; leave them empty')
+  if not settings.hardening > 0:
+    raise ConfigError(
+        f'backdoor.hardening must be > 0, a radius such as 8/255; got '
+        f'{settings.hardening}')
   if settings.trigger in ('ckd', 'lba'):
     names = build.make_network(config.model, dataset, config.dtype).module.feature_names
     if settings.layer not in names:
@@ -79,7 +89,8 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
             ) -> tuple[data.Dataset, Backdoor | None]:
   """The data set with its training split poisoned, and what with.
 
-  The trigger is made once and kept in `workdir/backdoor`.
+  The trigger is made once and kept in `workdir/backdoor`: that which the attacker uses,
+  where `test_options` make it another than that in the training data.
 
   Args:
     config: complete; without a trigger the data set is returned as it is.
@@ -92,15 +103,17 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
     return dataset, None
   folder = workdir / FOLDER
   if not (folder / 'trigger.json').exists():
-    trigger = _make(config, dataset, source)
-    files.save(folder, trigger, {'mode': settings.mode})
+    used = _make(config, dataset, source, _options(settings, 'test_'))
+    files.save(folder, used, {'mode': settings.mode})
   backdoor = known(folder, dataset)
-  trigger = backdoor.trigger
+  trigger = (_make(config, dataset, source) if settings.test_options
+             else backdoor.trigger)
   perturb = None
   if trigger.name == 'lc':
     network, variables = source
     perturb = backdoors.harden(
-        lambda images: network.predict(variables, images), seed=config.seed)
+        lambda images: network.predict(variables, images), eps=settings.hardening,
+        seed=config.seed)
   cover = settings.cover
   if cover < 0:
     cover = backdoors.COVER.get(trigger.name, 0.0)
@@ -151,10 +164,10 @@ def known(folder: str | pathlib.Path, dataset: data.Dataset) -> Backdoor | None:
   return Backdoor(trigger, more.get('mode', 'all_to_one'), dataset.num_classes)
 
 
-def _make(config, dataset, source):
+def _make(config, dataset, source, more=()):
   settings = config.backdoor
   make = {**backdoors.FIXED, **backdoors.TRAINED}[settings.trigger]
-  options = _options(settings)
+  options = _options(settings) | dict(more)
   if settings.trigger in backdoors.TRAINED:
     network, variables = source
     options |= {'network': network, 'variables': variables, 'split': dataset.train}
@@ -165,11 +178,12 @@ def _make(config, dataset, source):
   return make(dataset.image_shape, settings.target, **options)
 
 
-def _options(settings):
+def _options(settings, when=''):
   make = {**backdoors.FIXED, **backdoors.TRAINED}[settings.trigger]
   taken = ('image_shape', 'target', 'network', 'variables', 'split', 'layer')
   known = [n for n in inspect.signature(make).parameters if n not in taken]
-  for name in settings.options:
+  options = settings[f'{when}options']
+  for name in options:
     if name not in known:
-      raise unknown_name(f'option of trigger {settings.trigger!r}', name, known)
-  return dict(settings.options)
+      raise unknown_name(f'{when}option of trigger {settings.trigger!r}', name, known)
+  return dict(options)
