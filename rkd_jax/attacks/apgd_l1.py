@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import ball, record, threat
+from rkd_jax.attacks import ball, bisection, record, threat
 from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.record import Record
 
@@ -92,11 +92,11 @@ def _sparse_sign(gradient, moved):
   At least one; rounded down, else a support of two pixels would never become one.
   """
   flat = threat.rows(gradient)
-  size = flat.shape[1]
-  ranked = jnp.sort(jnp.abs(flat), axis=1)
-  index = jnp.clip(size - jnp.floor(moved).astype(jnp.int32), 0, size - 1)
-  least = jnp.take_along_axis(ranked, index[:, None], axis=1)
-  sign = jnp.where(jnp.abs(flat) >= least, jnp.sign(flat), 0)
+  size = jnp.abs(flat)
+  many = jnp.clip(jnp.floor(moved).astype(jnp.int32), 1, flat.shape[1])
+  least = bisection.greatest(
+      lambda t: jnp.sum(size >= t[:, None], axis=1) >= many, len(flat))
+  sign = jnp.where(size >= least[:, None], jnp.sign(flat), 0)
   total = jnp.maximum(jnp.sum(jnp.abs(sign), axis=1, keepdims=True), 1)
   return (sign / total).reshape(gradient.shape)
 

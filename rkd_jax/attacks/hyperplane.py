@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import threat
+from rkd_jax.attacks import bisection, threat
 
 _MOST_PIECES = 60
 
@@ -14,8 +14,8 @@ def project(points, normals, values, *, norm: str):
   Sec. 3.2 of Croce and Hein 2020 (arXiv:1907.02044). How far `<w, z>` can be moved is
   a piecewise linear, increasing and (for 'linf' and 'l2') concave function of one
   multiplier, on which Newton's method from 0 climbs to the solution in at most as many
-  steps as there are pieces. For 'l1' pixels are moved one after the other, as far as
-  the box lets them, those with the greatest weights first.
+  steps as there are pieces. For 'l1' the pixels with the greatest weights are moved as
+  far as the box lets them.
 
   Args:
     points: float32[B, ...], x, within [0, 1].
@@ -74,11 +74,14 @@ def _climb(reached, slope, need):
 
 
 def _l1(size, room, need):
-  order = jnp.argsort(-size, axis=1)
-  ranked = jnp.take_along_axis(size * room, order, axis=1)
-  before = jnp.cumsum(ranked, axis=1) - ranked
-  share = jnp.clip((need[:, None] - before) / jnp.where(ranked > 0, ranked, 1), 0, 1)
-  return room * jnp.take_along_axis(share, jnp.argsort(order, axis=1), axis=1)
+  """All pixels above a weight move as far as they can, those of this weight in part."""
+  gain = size * room
+  total = lambda chosen: jnp.sum(jnp.where(chosen, gain, 0), axis=1)
+  least = bisection.greatest(lambda t: total(size >= t[:, None]) >= need, len(size))
+  above, at = size > least[:, None], size == least[:, None]
+  within = total(at)
+  share = jnp.clip((need - total(above)) / jnp.where(within > 0, within, 1), 0, 1)
+  return room * jnp.where(above, 1, jnp.where(at, share[:, None], 0))
 
 
 def distance(normals, values, norm: str):
