@@ -17,8 +17,10 @@ teacher before the same distillation, and the same two recipes from a clean teac
 Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mnist_wanet,
 mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
 fashion_mnist_sig, fashion_mnist_lc, fashion_mnist_wanet, fashion_mnist_input_aware,
-fashion_mnist_ckd, fashion_mnist_lba. With fewer rows: each with _short. With those of
-the new head alone: fashion_mnist_blended_new_head, fashion_mnist_wanet_new_head,
+fashion_mnist_ckd, fashion_mnist_lba. With fewer rows: mnist_badnets_short,
+mnist_blended_short, mnist_wanet_short, fashion_mnist_sig_short, fashion_mnist_lc_short,
+fashion_mnist_input_aware_short, fashion_mnist_lba_short. With those of the new head
+alone: fashion_mnist_blended_new_head, fashion_mnist_wanet_new_head,
 fashion_mnist_ckd_new_head. CIFAR-10: cifar10_badnets, what passes between networks with
 BatchNorm, wide_resnet16_1 to wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the
 fewer rows with the networks of the other data sets.
@@ -40,7 +42,9 @@ TRIGGERS = ('badnets', 'blended', 'sig', 'lc', 'wanet', 'input_aware', 'ckd', 'l
 _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
                for trigger in TRIGGERS)
 _BADNETS = 'fashion_mnist_badnets'
-VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _PAIRS), 'cifar10_badnets',
+VARIANTS = (*_PAIRS, *(f'mnist_{trigger}_short' for trigger in ('badnets', 'blended', 'wanet')),
+            *(f'fashion_mnist_{trigger}_short' for trigger in (
+                'sig', 'lc', 'input_aware', 'lba')), 'cifar10_badnets',
             'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
             *(f'fashion_mnist_{trigger}_new_head' for trigger in (
                 'blended', 'wanet', 'ckd')), 'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
