@@ -42,12 +42,13 @@ TRIGGERS = ('badnets', 'blended', 'sig', 'lc', 'wanet', 'input_aware', 'ckd', 'l
 _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
                for trigger in TRIGGERS)
 _BADNETS = 'fashion_mnist_badnets'
-VARIANTS = (*_PAIRS, *(f'mnist_{trigger}_short' for trigger in ('badnets', 'blended', 'wanet')),
-            *(f'fashion_mnist_{trigger}_short' for trigger in (
-                'sig', 'lc', 'input_aware', 'lba')), 'cifar10_badnets',
+_SHORT = ('mnist_badnets', 'mnist_blended', 'mnist_wanet', 'fashion_mnist_sig',
+          'fashion_mnist_lc', 'fashion_mnist_input_aware', 'fashion_mnist_lba')
+_NEW_HEAD = ('fashion_mnist_blended', 'fashion_mnist_wanet', 'fashion_mnist_ckd')
+VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
+            *(f'{pair}_new_head' for pair in _NEW_HEAD), 'cifar10_badnets',
             'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
-            *(f'fashion_mnist_{trigger}_new_head' for trigger in (
-                'blended', 'wanet', 'ckd')), 'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
+            'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
                 'adaptive', 'compose')), 'smoke')
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from rkd_jax.attacks import ball, hyperplane
+from rkd_jax.attacks import ball, bisection, hyperplane
 
 D, B = 12, 20
 RNG = np.random.default_rng(0)
@@ -78,6 +78,28 @@ def distance(x, w, v, norm):
       b_eq=[-v], bounds=[*zip(-x, 1 - x), *[(0, None)] * extra])
   assert found.status == 0
   return found.fun
+
+
+def test_l1_hyperplane_takes_pixels_of_one_weight_alike():
+  """Two of weight 1 move in full, three of weight 0.5 by what is left of 2.3."""
+  w = jnp.array([[0.5, 1.0, 0.5, -1.0, 0.5, 0.0, 0.25]])
+  z = hyperplane.project(jnp.array([[0, 0, 0, 1.0, 0, 0, 0]]), w, jnp.array([-2.3]),
+                         norm='l1')
+  np.testing.assert_allclose(z, [[0.2, 1, 0.2, 0, 0.2, 0, 0]], atol=1e-6)
+
+
+def test_the_greatest_threshold_is_an_element():
+  """The k-th largest of each row, with ties, zeros and the ends of float32."""
+  rows = np.abs(RNG.normal(size=(6, 30))).astype(np.float32)
+  rows[1, :10] = rows[1, 10]
+  rows[2, 5:] = 0
+  rows[3] *= 1e-30
+  rows[4, :3] = 3e38
+  for many in (1, 4, 11, 30):
+    got = bisection.greatest(
+        lambda t, k=many: jnp.sum(rows >= t[:, None], axis=1) >= k, len(rows))
+    want = np.sort(rows, axis=1)[:, -many]
+    np.testing.assert_array_equal(np.where(want > 0, got, 0), want)
 
 
 def test_hyperplane_out_of_reach():
