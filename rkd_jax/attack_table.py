@@ -9,11 +9,12 @@ from rkd_jax import comparison, experiment
 from rkd_jax import config as configuration
 from rkd_jax.evaluation import tables
 from rkd_jax.report import provenance
+from rkd_jax.stages.attack import Ball
 
 
 def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
         students: Collection[str] = (), save_images: bool = False,
-        **settings: Any) -> dict:
+        norm: str | None = None, eps: float | None = None, **settings: Any) -> dict:
   """Attacks every student at its best, or what is left of them.
 
   Args:
@@ -22,7 +23,7 @@ def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
     name: of `stages.attack.NAMES`.
     examples: of the test split; 0: all.
     students: of a comparison, by name; (): all.
-    save_images, **settings: as in `experiment.attack`.
+    save_images, norm, eps, **settings: as in `experiment.attack`.
 
   Returns:
     {student: {'clean' and each stage: accuracy, over the seeds of a comparison}}. A
@@ -34,23 +35,25 @@ def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
     ConfigError: see `comparison.members` and `experiment.attack`.
   """
   workdir = pathlib.Path(workdir)
+  ball = Ball.of(config, norm, eps)
   runs = comparison.members(config, workdir, students)
   records = {}
   for (student, _), folder in runs.items():
-    table = _finished(folder / 'tables' / f'{name}.json', examples, settings)
+    table = _finished(folder / 'tables' / f'{name}{ball.suffix}.json', examples, settings)
     if folder == workdir or save_images or not table:
       its = config if folder == workdir else comparison.read_config(folder)
       its.evaluation = config.evaluation
       table = experiment.attack(its, folder, name, examples=examples,
-                                save_images=save_images, **settings)
+                                save_images=save_images, norm=ball.norm, eps=ball.eps,
+                                **settings)
     records.setdefault(student, []).append(_accuracies(table))
   if not config.compare.students:
     return {'student (best)': _accuracies(table)}
   rows = {student: tables.aggregate(of_seeds) for student, of_seeds in records.items()}
-  path = workdir / 'tables' / f'{name}.json'
+  path = workdir / 'tables' / f'{name}{ball.suffix}.json'
   configuration.write_json(path, {
-      'rows': rows, 'attack': name, 'data': config.data.name, 'eps': config.attack.eps,
-      'norm': config.attack.norm, 'examples': table['examples'], 'settings': settings,
+      'rows': rows, 'attack': name, 'data': config.data.name, 'eps': ball.eps,
+      'norm': ball.norm, 'examples': table['examples'], 'settings': settings,
       **provenance.describe()})
   path.with_suffix('.md').write_text(tables.markdown(rows) + '\n')
   return rows

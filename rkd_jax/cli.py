@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
                         'the attacks of the config; an interrupted one is continued')
   evaluate.add_argument('--examples', type=int, default=None, metavar='N',
                         help='of the test split, with --attack; 0: all (default: 1000)')
+  evaluate.add_argument('--norm', default=None, metavar='NORM',
+                        help='linf, l2 or l1, with --attack and --eps (default: of the run)')
+  evaluate.add_argument('--eps', type=float, default=None, metavar='E',
+                        help='radius in it, with --attack (default: of the run)')
   evaluate.add_argument('--students', nargs='+', default=(), metavar='NAME',
                         help='of a comparison, with --attack (default: all)')
   evaluate.add_argument('--save-images', action='store_true',
@@ -140,9 +144,11 @@ def _evaluate(arguments, rest):
   configuration.apply_flags(config, rest)
   if arguments.attack:
     return _autoattack(arguments, config)
-  if arguments.examples is not None or arguments.save_images or arguments.students:
-    raise errors.ConfigError('--examples, --students and --save-images go with --attack; '
-                             'without it say --config.evaluation.examples=N')
+  if (arguments.examples, arguments.norm, arguments.eps) != (None,) * 3 or (
+      arguments.save_images or arguments.students):
+    raise errors.ConfigError(
+        '--examples, --norm, --eps, --students and --save-images go with --attack; '
+        'without it say --config.evaluation.examples=N')
   results = experiment.evaluate(config, arguments.workdir)
   print(tables.plain(experiment.table(results)))
 
@@ -150,12 +156,15 @@ def _evaluate(arguments, rest):
 def _autoattack(arguments, config):
   from rkd_jax import attack_table
   from rkd_jax.evaluation import tables
+  from rkd_jax.stages.attack import Ball
   examples = 1000 if arguments.examples is None else arguments.examples
   rows = attack_table.run(
       config, arguments.workdir, arguments.attack, examples=examples,
-      students=arguments.students, save_images=arguments.save_images)
+      students=arguments.students, save_images=arguments.save_images,
+      norm=arguments.norm, eps=arguments.eps)
+  name = arguments.attack + Ball.of(config, arguments.norm, arguments.eps).suffix
   print(tables.plain(rows))
-  print(f'table: {pathlib.Path(arguments.workdir) / "tables" / arguments.attack}.json')
+  print(f'table: {pathlib.Path(arguments.workdir) / "tables" / name}.json')
 
 
 def _certify(arguments, rest):

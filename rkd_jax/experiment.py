@@ -95,8 +95,11 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict:
 
 
 def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int = 0,
-           save_images: bool = False, **settings: Any) -> dict:
+           save_images: bool = False, norm: str | None = None,
+           eps: float | None = None, **settings: Any) -> dict:
   """AutoAttack of the student of a finished run; the content of `tables/<name>.json`.
+
+  In another ball than the run's the files are called `<name>_<norm>_<eps>`.
 
   Args:
     config: of the run.
@@ -104,17 +107,21 @@ def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int
     name: 'autoattack', 'autoattack_plus' or 'autoattack_fast'.
     examples: of the test split; 0: all.
     save_images: also write the adversarial images to `images/<name>.npz`.
+    norm: 'linf', 'l2' or 'l1'; None: that of the run.
+    eps: radius in the norm; None: that of the run.
     **settings: `steps`, `queries`, `restarts`, of `attacks.stages.make`.
 
   Raises:
-    ConfigError: unknown name, or the run's training is not finished.
+    ConfigError: unknown name or norm, a radius that is none or is missing, or the run's
+      training is not finished.
   """
   if name not in attack_stage.NAMES:
     raise unknown_name('attack', name, attack_stage.NAMES)
   config, workdir, dataset = _finished(config, workdir, examples)
   with progress_bar() as progress:
-    return attack_stage.attack(config, workdir, dataset, name, examples, save_images,
-                               progress, **settings)
+    return attack_stage.attack(
+        config, workdir, dataset, name, examples, save_images, progress,
+        attack_stage.Ball.of(config, norm, eps), **settings)
 
 
 def detect(config: Any, workdir: str | pathlib.Path, *, examples: int = 1000,

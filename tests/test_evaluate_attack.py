@@ -108,6 +108,32 @@ def test_the_command(finished, capsys, monkeypatch):
   assert cli.main([*arguments, '--attack', 'autoattack', '--examples', '-1']) == 2
 
 
+def test_another_ball_than_that_of_the_run(finished, capsys):
+  """In files of its own; the images lie in it. Finished batches are not mixed up."""
+  workdir, _ = finished
+  small, large = (experiment.attack(
+      SMALL, workdir, 'autoattack_fast', norm='l1', eps=eps, save_images=True, **SHORT)
+      for eps in (0.5, 2.0))
+  assert large['robust'] < small['robust'] and large['norm'] == 'l1'
+  folder = workdir / 'tables'
+  assert json.loads((folder / 'autoattack_fast_l1_2.json').read_text()) == large
+  assert json.loads((folder / 'autoattack_fast_l1_0.5.json').read_text()) == small
+  with np.load(workdir / 'images' / 'autoattack_fast_l1_2.npz') as file:
+    dataset = experiment.check(experiment.configuration.resolve(SMALL))
+    clean = dataset.test.image[file['index']].astype(np.float64) / 255
+    size = np.abs(file['image'] - clean).reshape(len(clean), -1).sum(axis=1)
+    assert len(clean) and (size <= 2 + 1e-6).all() and size.max() > 0.6
+  arguments = ['evaluate', '--workdir', str(workdir)]
+  for wrong, says in (
+      (['--norm', 'l2'], "norm 'l2' needs a radius eps: that of the run, 0.1"),
+      (['--norm', 'l3', '--eps', '1'], "unknown norm 'l3'"),
+      (['--eps', '0'], 'eps must be > 0 and finite, got 0.0')):
+    assert cli.main([*arguments, '--attack', 'autoattack', *wrong]) == 2
+    assert says in capsys.readouterr().err
+  assert cli.main([*arguments, '--norm', 'l2']) == 2
+  assert 'go with --attack' in capsys.readouterr().err
+
+
 def test_a_comparison(tmp_path, capsys, monkeypatch):
   """All students or those named; those that have a table are not attacked again."""
   comparison.run({**SMALL, 'train': {'epochs': 1, 'batch_size': 128}, 'compare': {
@@ -125,6 +151,11 @@ def test_a_comparison(tmp_path, capsys, monkeypatch):
                        .read_text()) for seed in (0, 1)]
   assert table['rows']['a']['apgd-t']['values'] == [t['robust'] for t in single]
   assert table['rows']['a']['clean']['n'] == 2 and table['examples'] == 20
+  assert cli.main([*arguments, '--students', 'b', '--norm', 'l2', '--eps', '1']) == 0
+  assert attacked[4:] == ['b', 'b']
+  assert 'autoattack_fast_l2_1.json' in capsys.readouterr().out
+  other = json.loads((tmp_path / 'tables' / 'autoattack_fast_l2_1.json').read_text())
+  assert other['norm'] == 'l2' and list(other['rows']) == ['b']
   assert cli.main([*arguments, '--students', 'c']) == 2
   assert "unknown student of this comparison 'c'" in capsys.readouterr().err
 

@@ -10,8 +10,9 @@ from collections.abc import MutableMapping
 import jax
 import numpy as np
 
+from rkd_jax import attacks
 from rkd_jax import config as configuration
-from rkd_jax.errors import unknown_name
+from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import robustness
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
@@ -53,16 +54,51 @@ class BatchFolder(MutableMapping):
     return sum(1 for _ in self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ball:
+  """What perturbations are allowed, and what tables of them are called.
+
+  Attributes:
+    norm: 'linf', 'l2' or 'l1'.
+    eps: the radius.
+    suffix: of file names; '' for the ball of the run itself.
+  """
+
+  norm: str
+  eps: float
+  suffix: str = ''
+
+  @classmethod
+  def of(cls, config, norm: str | None, eps: float | None) -> 'Ball':
+    """The run's where nothing is given.
+
+    Raises:
+      ConfigError: unknown norm, a radius that is none, or another norm without one.
+    """
+    own = config.attack
+    norm = norm or own.norm
+    if norm not in attacks.ball.NORMS:
+      raise unknown_name('norm', norm, attacks.ball.NORMS)
+    if eps is None and norm != own.norm:
+      raise ConfigError(f'norm {norm!r} needs a radius eps: that of the run, {own.eps:g}, '
+                        f'is one in {own.norm!r}')
+    eps = own.eps if eps is None else eps
+    if not 0 < eps < float('inf'):
+      raise ConfigError(f'eps must be > 0 and finite, got {eps}')
+    same = (norm, eps) == (own.norm, own.eps)
+    return cls(norm, eps, '' if same else f'_{norm}_{eps:g}')
+
+
 def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
-           save_images: bool, progress, **settings) -> dict:
+           save_images: bool, progress, ball: Ball, **settings) -> dict:
   """Attacks the student at its best; writes and returns `tables/<name>.json`.
 
-  An interrupted attack goes on where it was: finished batches are kept in
-  `tables/<name>.batches/` until the table is written.
+  In another ball than the run's own its norm and radius follow the name. An interrupted
+  attack goes on where it was: finished batches are kept in `tables/<name>.batches/`
+  until the table is written.
 
   Args:
-    config: of the run; the radius and norm are those of `config.attack`, and batches
-      are shared out over `config.devices`.
+    config: of the run; batches are shared out over `config.devices`.
     workdir: of the run, whose training is finished.
     dataset: of the run.
     name: of `NAMES`.
@@ -70,6 +106,7 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
     save_images: also write `images/<name>.npz`, with `image` float32[N, H, W, C],
       `label` and `index` (in the test split) of the examples that were broken.
     progress: a bar.
+    ball: what perturbations are allowed.
     **settings: of `attacks.stages.make`.
 
   Raises:
@@ -80,9 +117,10 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
   progress.stage(f'{name} {config.method}')
   split = build.first(dataset.test, examples)
   student, variables = best_student(config, workdir, dataset)
-  partial = workdir / 'tables' / f'{name}.batches'
+  stem = name + ball.suffix
+  partial = workdir / 'tables' / f'{stem}.batches'
   result = robustness.autoattack(
-      student, variables, split, name, eps=config.attack.eps, norm=config.attack.norm,
+      student, variables, split, name, eps=ball.eps, norm=ball.norm,
       key=jax.random.fold_in(rng.stream(config.seed, 'evaluate'), len(name)),
       batch_size=min(config.evaluation.batch_size, len(split)),
       mesh=parallel.make_mesh(config.devices),
@@ -91,17 +129,17 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
           f'{stage} {done}/{total}, robust {share:.1%}'), **settings)
   progress.detail('')
   if save_images:
-    _save(workdir / 'images' / f'{name}.npz', result, split)
+    _save(workdir / 'images' / f'{stem}.npz', result, split)
   table = {
       'method': config.method, 'model': config.model, 'data': config.data.name,
-      'seed': config.seed, 'attack': name, 'norm': config.attack.norm,
-      'eps': config.attack.eps, 'examples': len(split), 'examples_wanted': examples,
+      'seed': config.seed, 'attack': name, 'norm': ball.norm,
+      'eps': ball.eps, 'examples': len(split), 'examples_wanted': examples,
       'settings': settings,
       'clean': float(result.robust['clean'].mean()),
       'robust': float(result.survived.mean()),
       'stages': [dataclasses.asdict(report) for report in result.reports],
       'warnings': list(result.warnings), **provenance.describe()}
-  configuration.write_json(workdir / 'tables' / f'{name}.json', table)
+  configuration.write_json(workdir / 'tables' / f'{stem}.json', table)
   shutil.rmtree(partial, ignore_errors=True)
   return table
 
