@@ -215,7 +215,8 @@ STUDENTS = {
             'method': method, 'share': share, 'options': options}})
         for label, method, options in (
             ('mask .9', 'masks', {'cap': 0.9}), ('gates', 'gates', {}),
-            ('new_head', 'new_head', {}), ('ft_sam', 'ft_sam', {})) for share in (0.01, 0.05, 0.1, 1.0))),
+            ('new_head', 'new_head', {}), ('ft_sam', 'ft_sam', {}))
+        for share in (0.01, 0.05, 0.1, 1.0))),
     'gates': (('head', HEAD), *(
         defended(f'head, {label}', HEAD, 'gates', **options) for label, options in (
             ('gates and head, perturbed', {}),

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument('--examples', type=int, default=None, metavar='N',
                         help='of the test split, with --attack; 0: all (default: 1000)')
   evaluate.add_argument('--norm', default=None, metavar='NORM',
-                        help='linf, l2 or l1, with --attack and --eps (default: of the run)')
+                        help='linf, l2 or l1, with --attack (default: of the run)')
   evaluate.add_argument('--eps', type=float, default=None, metavar='E',
                         help='radius in it, with --attack (default: of the run)')
   evaluate.add_argument('--students', nargs='+', default=(), metavar='NAME',

@@ -80,8 +80,8 @@ class Ball:
     if norm not in attacks.ball.NORMS:
       raise unknown_name('norm', norm, attacks.ball.NORMS)
     if eps is None and norm != own.norm:
-      raise ConfigError(f'norm {norm!r} needs a radius eps: that of the run, {own.eps:g}, '
-                        f'is one in {own.norm!r}')
+      raise ConfigError(f'norm {norm!r} needs a radius eps: that of the run, '
+                        f'{own.eps:g}, is one in {own.norm!r}')
     eps = own.eps if eps is None else eps
     if not 0 < eps < float('inf'):
       raise ConfigError(f'eps must be > 0 and finite, got {eps}')
