@@ -190,7 +190,7 @@ def square(model, images, labels, eps, queries, generator):
     if not len(left):
       break
     marks = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-    share = 0.8 / 2**sum((query - 1) * 10_000 // queries > mark for mark in marks)
+    share = 0.8 / 2**sum(query - 1 > mark for mark in marks)
     side = max(1, min(round(math.sqrt(share * rows * columns)), rows, columns))
     top, start = (int(torch.randint(0, n - side + 1, (), generator=generator))
                   for n in (rows, columns))

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rkd_jax.attacks import ball
+
 _TILES = 5  # A side of the grid of the first bumps.
+_FALLS = {'l2': 2, 'l1': 4}  # By which power of the distance bumps fall off.
 
 
 class Window(NamedTuple):
@@ -46,10 +49,11 @@ class Window(NamedTuple):
             & (columns >= 0) & (columns < self.width))
 
 
-def bumps(window: Window, keys):
+def bumps(window: Window, keys, norm: str):
   """float32[B, H, W]: two bumps of opposite sign that fill the window, 0 outside.
 
-  Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin, along.
+  Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin, along. Both
+  have length 1 in the norm; in 'l1' they fall off steeply, which keeps them sparse.
   """
   rows, columns = window.places()
   height, width = window.height, window.width
@@ -59,27 +63,29 @@ def bumps(window: Window, keys):
   low, count = along < first, jnp.where(across, height, width)
   other, other_count = (jnp.where(across, columns, rows),
                         jnp.where(across, width, height))
-  upper = _bump(along, other, first, other_count, window.shape)
-  lower = _bump(along - first, other, count - first, other_count, window.shape)
+  upper = _bump(along, other, first, other_count, window.shape, norm)
+  lower = _bump(along - first, other, count - first, other_count, window.shape, norm)
   return jnp.where(window.mask(), jnp.where(low, upper, -lower), 0)
 
 
-def _bump(along, other, length, width, shape):
-  """`sum_{k=0}^{M} 1 / (n + 1 - k)^2` with M = n - the distance to the centre."""
-  table = jnp.asarray(_sums(max(shape) + 1), jnp.float32)
+def _bump(along, other, length, width, shape, norm):
+  """`sum_{k=0}^{M} 1 / (n + 1 - k)^2` with M = n - the distance to the centre.
+
+  In 'l1' to the fourth power, as in the code that goes with arXiv:2103.01208.
+  """
+  table = jnp.asarray(_sums(max(shape) + 1, _FALLS[norm]), jnp.float32)
   apart = jnp.maximum(jnp.abs(along - length // 2), jnp.abs(other - width // 2))
   highest = jnp.maximum(length, width) // 2
   apart = jnp.clip(apart, 0, highest + 1)
   value = table[highest + 1] - table[apart]
-  total = jnp.sqrt(jnp.sum(jnp.where(
-      (along >= 0) & (along < length) & (other >= 0) & (other < width),
-      jnp.square(value), 0), axis=(1, 2), keepdims=True))
-  return value / jnp.maximum(total, 1e-12)
+  inside = (along >= 0) & (along < length) & (other >= 0) & (other < width)
+  total = ball.length(jnp.where(inside, value, 0), norm)
+  return value / jnp.maximum(total, 1e-12)[:, None, None]
 
 
-def _sums(count):
-  """[count + 1]: the partial sums of 1 / k^2, from the empty one."""
-  return np.concatenate([[0], np.cumsum(1 / np.arange(1.0, count + 1)**2)])
+def _sums(count, power):
+  """[count + 1]: the partial sums of 1 / k^power, from the empty one."""
+  return np.concatenate([[0], np.cumsum(1 / np.arange(1.0, count + 1)**power)])
 
 
 def stripes(keys, shape):
@@ -88,7 +94,7 @@ def stripes(keys, shape):
   return jnp.broadcast_to(jax.vmap(draw)(keys)[:, None], shape)
 
 
-def tiles(keys, shape):
+def tiles(keys, shape, norm: str):
   """float32[B, H, W, C]: a grid of up to 5 x 5 bumps, one sign a tile and channel."""
   rows, columns = shape[1:3]
   height, width = max(rows // _TILES, 1), max(columns // _TILES, 1)
@@ -100,7 +106,7 @@ def tiles(keys, shape):
     coins = jax.random.split(coins, down * right)
     zeros = jnp.zeros(down * right, jnp.int32)
     window = Window(zeros, zeros, height, width, (height, width))
-    tile = bumps(window, coins).reshape(down, right, height, width, 1)
+    tile = bumps(window, coins, norm).reshape(down, right, height, width, 1)
     filled = (tile * signs[:, :, None, None]).transpose(0, 2, 1, 3, 4)
     filled = filled.reshape(down * height, right * width, shape[3])
     return jnp.pad(filled, ((0, rows - down * height), (0, columns - right * width),
