@@ -56,12 +56,13 @@ VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
 ATTACKS = {
     'sig': {'rate': 0.5, 'options': {'amplitude': 40 / 255},
             'test_options': {'amplitude': 120 / 255}},
-    'lc': {'rate': 0.8},
+    'lc': {'rate': 0.5, 'options': {'size': 7}, 'hardening': 0.4},
     'wanet': {'cover': 0.1, 'options': {'strength': 3.0, 'grid': 8}},
     'input_aware': {'rate': 0.3},
     'ckd': {'rate': 0.05, 'copies': True, 'start': 'source', 'layer': 'stage2'},
     'lba': {'rate': 0.1, 'start': 'source', 'layer': 'stage2', 'options': {'size': 7}},
 }
+EPOCHS = {'lc': 24}  # Of the teachers; 12 where nothing is said.
 # The trigger is faint enough that 'CE alone' mostly resists it; with opacity 1 that
 # student obeys it too. One validation, since triggers of earlier epochs are unfinished.
 ADBA = {'method': 'adba', 'model': 'cnn_16_32', 'validation': {'every': 12},
@@ -76,6 +77,8 @@ def get_config(variant=''):
   data, trigger, what = split(variant)
   normalised = data == 'cifar10' and what != 'cnn'
   teacher = 'wide_resnet16_1' if normalised else 'cnn_16_32'
+  epochs = EPOCHS.get(trigger)
+  longer = {'epochs': epochs, 'checkpoint_every': epochs} if epochs else {}
   config = ml_collections.ConfigDict({
       'model': 'cnn_8_16',
       'single_teacher': 'poisoned',
@@ -89,9 +92,10 @@ def get_config(variant=''):
       'detox': {'share': 0.1},
       'teachers': {'poisoned': {'overrides': ADBA if what == 'adba' else {
           'method': 'adaptive' if what == 'adaptive' else 'standard',
-          'model': teacher,
+          'model': teacher, 'train': longer,
           'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {})}}},
-          'clean': {'overrides': {'method': 'standard', 'model': teacher}}},
+          'clean': {'overrides': {
+              'method': 'standard', 'model': teacher, 'train': longer}}},
       'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
   })
   if normalised:
