@@ -2,12 +2,12 @@
 
 import json
 import pathlib
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rkd_jax import config as configuration
 from rkd_jax.errors import ConfigError
-from rkd_jax.evaluation import tables
 from rkd_jax.evaluation.backdoor import defence_effectiveness
 
 LEAST = 0.5  # ASR without a defence from which on a defence can show something.
@@ -20,11 +20,11 @@ def table(workdirs: Iterable[str | pathlib.Path]) -> dict[str, dict[str, Any]]:
     workdirs: directories that `rkd compare` was given, of poisoned teachers.
 
   Returns:
-    {row: {'<trigger> ACC', '<trigger> ASR': summaries over seeds, 'mean DER': summary}}.
+    {row: {'<trigger> ACC', '<trigger> ASR': summaries over seeds, 'mean DER': float}}.
     The DER of a defended student is against the student of the same recipe without
     `detox` and the same seed. It counts where that one's ASR is at least `LEAST`:
-    where the backdoor does not pass, nothing was defended. Its summary is over the
-    triggers that count.
+    where the backdoor does not pass, nothing was defended. The mean is over seeds, then
+    over the triggers that count.
 
   Raises:
     ConfigError: no comparison there, or one without an ASR.
@@ -45,8 +45,7 @@ def table(workdirs: Iterable[str | pathlib.Path]) -> dict[str, dict[str, Any]]:
             defence_effectiveness(*({'clean': clean, 'asr': asr} for clean, asr in pair))
             for pair in zip(_seeds(before), _seeds(after), strict=True)])
   for name, of_triggers in gains.items():
-    per_trigger = [{'der': sum(of_seeds) / len(of_seeds)} for of_seeds in of_triggers]
-    rows[name]['mean DER'] = tables.aggregate(per_trigger)['der']
+    rows[name]['mean DER'] = statistics.fmean(map(statistics.fmean, of_triggers))
   return rows
 
 
