@@ -3,7 +3,8 @@
 The network is a cnn_16_32: that of a finished run on MNIST, on its first test images,
 or (without --run) one with random weights on random images, of which little is right,
 so that it only shows that both sides run. JAX runs `rkd_jax.attacks.autoattack`, PyTorch
-torch_autoattack.py, stage by stage in one process; JAX once to compile and then again.
+torch_autoattack.py, stage by stage in one process; JAX once to compile, then both in
+turn. Medians of the repeats; every time is in the JSON.
 
   python benchmarks/autoattack.py --run runs/mnist_family/seed0/teachers/robust
 """
@@ -49,6 +50,7 @@ def parse(argv=None):
   parser.add_argument('--batch', type=int, default=500)
   parser.add_argument('--steps', type=int, default=100, help='of APGD and FAB')
   parser.add_argument('--queries', type=int, default=5000, help='of Square')
+  parser.add_argument('--repeats', type=int, default=1)
   parser.add_argument('--out', type=pathlib.Path, help='JSON with every value')
   return parser.parse_args(argv)
 
@@ -119,35 +121,41 @@ def main(argv=None):
   began = time.perf_counter()
   first = ours()
   cold = time.perf_counter() - began
-  began = time.perf_counter()
-  right, theirs = torch_autoattack.autoattack(
-      model, images, labels, eps=args.eps, steps=args.steps, queries=args.queries,
-      batch=args.batch)
-  torch_seconds = time.perf_counter() - began
-  began = time.perf_counter()
-  result = ours()
-  warm = time.perf_counter() - began
+  runs = []
+  for _ in range(args.repeats):
+    began = time.perf_counter()
+    right, theirs = torch_autoattack.autoattack(
+        model, images, labels, eps=args.eps, steps=args.steps, queries=args.queries,
+        batch=args.batch)
+    between = time.perf_counter()
+    result = ours()
+    runs.append({
+        'jax': [report.seconds for report in result.reports] + [
+            time.perf_counter() - between],
+        'torch': [seconds for *_, seconds in theirs] + [between - began]})
+  median = {side: np.median([run[side] for run in runs], axis=0)
+            for side in ('jax', 'torch')}
   record = {'machine': machine.describe('cpu'), 'options': {
-      **vars(args), 'out': str(args.out)}, 'rows': []}
+      **vars(args), 'out': str(args.out)}, 'rows': [], 'runs': runs}
   print(json.dumps(record['machine']))
   print('| stage | robust JAX | robust torch | JAX s | torch s | JAX / torch | '
         'JAX compiles in |')
   print('| --- | ---: | ---: | ---: | ---: | ---: | ---: |')
 
-  def row(name, robust, others, seconds, of_torch, compiling):
+  def row(name, robust, others, at, compiling):
+    seconds, of_torch = float(median['jax'][at]), float(median['torch'][at])
     record['rows'].append({
         'stage': name, 'robust_jax': robust, 'robust_torch': others, 'seconds': seconds,
         'torch_seconds': of_torch, 'compile_seconds': compiling})
     print(f'| {name} | {robust:.1%} | {others:.1%} | {seconds:.1f} | {of_torch:.1f} | '
           f'**{seconds / max(of_torch, 1e-9):.2f}** | {compiling:.1f} s |')
 
-  for report, compiled, (name, robust, seconds) in zip(
-      result.reports, first.reports, theirs, strict=True):
+  for at, (report, compiled, (name, robust, _)) in enumerate(zip(
+      result.reports, first.reports, theirs, strict=True)):
     assert report.name == name
-    row(name, report.robust_accuracy, robust, report.seconds, seconds,
-        compiled.compile_seconds)
-  row('all', float(result.survived.mean()), right.double().mean().item(), warm,
-      torch_seconds, cold - warm)
+    row(name, report.robust_accuracy, robust, at, compiled.compile_seconds)
+  row('all', float(result.survived.mean()), right.double().mean().item(), -1,
+      sum(report.compile_seconds for report in first.reports))
   both = np.mean(result.survived == right.numpy())
   print(f'same verdict on {both:.1%} of the images; JAX with compilation: {cold:.1f} s')
   if args.out:
