@@ -96,8 +96,8 @@ def _l2_interval(images_adv, images, eps):
 def rows(values):
   """[B, ...] as [B, D], for sums and maxima over each example.
 
-  XLA would fold the reshape into them, and on CPU a reduction over several axes, of
-  which the last has one channel or three, takes fifty times as long as over one.
+  XLA would fold the reshape into them, and on CPU, with its default options, a reduction
+  over several axes of which the last has one channel takes fifty times as long.
   """
   return lax.optimization_barrier(values.reshape(len(values), -1))
 

@@ -23,8 +23,6 @@ _FEW_CHANNELS = 8
 # From so many channels of a block of pixels a convolution over blocks is quicker than
 # patches, unless the kernel has to be padded to whole blocks.
 _BLOCK_CHANNELS = 64
-# Up to so many features XLA runs a convolution over blocks on one core alone.
-_FEW_FEATURES = 64
 
 
 def cpu_conv(x, kernel, strides, padding, groups):
@@ -144,8 +142,7 @@ def _blocks_conv(x, kernel, strides, padding):
   blocks = _blocks(x, window, strides, padding)
   kernel = kernel.reshape(down, strides[0], across, strides[1], channels, features)
   kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(down, across, -1, features)
-  narrow = features <= _FEW_FEATURES
-  return (_products_form if narrow else _same_form)(*_vary_alike(
+  return _same_form(*_vary_alike(
       blocks.reshape(*blocks.shape[:3], -1), kernel), (0, 0))
 
 
@@ -276,29 +273,6 @@ def _same_form_bwd(padding, residuals, g):
 
 
 _same_form.defvjp(_same_form_fwd, _same_form_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _products_form(x, kernel, padding):
-  """As `_same_form`, forward as one matrix product for all elements of the window.
-
-  Every pixel meets every element, then those that belong to one window are added up.
-  """
-  down, across, channels, features = kernel.shape
-  x = _pad_evenly(x, padding)
-  height, width = (n - k + 1 for n, k in zip(x.shape[1:3], kernel.shape, strict=False))
-  weights = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-  met = (x.reshape(-1, channels) @ weights).reshape(
-      *x.shape[:3], down, across, features)
-  return sum(met[:, i:i + height, j:j + width, i, j]
-             for i in range(down) for j in range(across))
-
-
-def _products_form_fwd(x, kernel, padding):
-  return _products_form(x, kernel, padding), (x, kernel)
-
-
-_products_form.defvjp(_products_form_fwd, _same_form_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -25,7 +25,6 @@ SHAPES = {
     'strided_even_kernel': (8, 8, 1, 5, 1, (4, 4), 2, 1),
     'stride_beyond_kernel': (9, 8, 4, 5, 1, (2, 2), (3, 4), 0),
     'blocks': (8, 6, 16, 5, 1, (4, 4), 2, 1),
-    'blocks_many_features': (8, 6, 16, 70, 1, (4, 4), 2, 1),
     'blocks_uneven': (9, 7, 12, 5, 1, (4, 6), (2, 3), (1, 2)),
     'pointwise': (5, 4, 6, 8, 1, (1, 1), 1, 0),
     'pointwise_strided': (5, 4, 6, 8, 1, (1, 1), 2, 0),
