@@ -8,8 +8,8 @@ from typing import Any
 from rkd_jax import comparison, experiment
 from rkd_jax import config as configuration
 from rkd_jax.evaluation import tables
+from rkd_jax.evaluation.ball import Ball
 from rkd_jax.report import provenance
-from rkd_jax.stages.attack import Ball
 
 
 def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,

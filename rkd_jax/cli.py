@@ -156,7 +156,7 @@ def _evaluate(arguments, rest):
 def _autoattack(arguments, config):
   from rkd_jax import attack_table
   from rkd_jax.evaluation import tables
-  from rkd_jax.stages.attack import Ball
+  from rkd_jax.evaluation.ball import Ball
   examples = 1000 if arguments.examples is None else arguments.examples
   rows = attack_table.run(
       config, arguments.workdir, arguments.attack, examples=examples,

@@ -120,8 +120,8 @@ def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int
   config, workdir, dataset = _finished(config, workdir, examples)
   with progress_bar() as progress:
     return attack_stage.attack(
-        config, workdir, dataset, name, examples, save_images, progress,
-        attack_stage.Ball.of(config, norm, eps), **settings)
+        config, workdir, dataset, name, examples, save_images, progress, norm=norm,
+        eps=eps, **settings)
 
 
 def detect(config: Any, workdir: str | pathlib.Path, *, examples: int = 1000,

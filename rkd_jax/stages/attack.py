@@ -10,10 +10,10 @@ from collections.abc import MutableMapping
 import jax
 import numpy as np
 
-from rkd_jax import attacks
 from rkd_jax import config as configuration
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.errors import unknown_name
 from rkd_jax.evaluation import robustness
+from rkd_jax.evaluation.ball import Ball
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
 from rkd_jax.stages.train import best_student
@@ -54,43 +54,9 @@ class BatchFolder(MutableMapping):
     return sum(1 for _ in self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ball:
-  """What perturbations are allowed, and what tables of them are called.
-
-  Attributes:
-    norm: 'linf', 'l2' or 'l1'.
-    eps: the radius.
-    suffix: of file names; '' for the ball of the run itself.
-  """
-
-  norm: str
-  eps: float
-  suffix: str = ''
-
-  @classmethod
-  def of(cls, config, norm: str | None, eps: float | None) -> 'Ball':
-    """The run's where nothing is given.
-
-    Raises:
-      ConfigError: unknown norm, a radius that is none, or another norm without one.
-    """
-    own = config.attack
-    norm = norm or own.norm
-    if norm not in attacks.ball.NORMS:
-      raise unknown_name('norm', norm, attacks.ball.NORMS)
-    if eps is None and norm != own.norm:
-      raise ConfigError(f'norm {norm!r} needs a radius eps: that of the run, '
-                        f'{own.eps:g}, is one in {own.norm!r}')
-    eps = own.eps if eps is None else eps
-    if not 0 < eps < float('inf'):
-      raise ConfigError(f'eps must be > 0 and finite, got {eps}')
-    same = (norm, eps) == (own.norm, own.eps)
-    return cls(norm, eps, '' if same else f'_{norm}_{eps:g}')
-
-
 def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
-           save_images: bool, progress, ball: Ball, **settings) -> dict:
+           save_images: bool, progress, *, norm: str | None = None,
+           eps: float | None = None, **settings) -> dict:
   """Attacks the student at its best; writes and returns `tables/<name>.json`.
 
   In another ball than the run's own its norm and radius follow the name. An interrupted
@@ -106,12 +72,13 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
     save_images: also write `images/<name>.npz`, with `image` float32[N, H, W, C],
       `label` and `index` (in the test split) of the examples that were broken.
     progress: a bar.
-    ball: what perturbations are allowed.
+    norm, eps: of perturbations; None: those of the run.
     **settings: of `attacks.stages.make`.
 
   Raises:
-    ConfigError: unknown name.
+    ConfigError: unknown name, or a wrong ball, see `Ball.of`.
   """
+  ball = Ball.of(config, norm, eps)
   if name not in NAMES:
     raise unknown_name('attack', name, NAMES)
   progress.stage(f'{name} {config.method}')
