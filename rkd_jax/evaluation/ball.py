@@ -3,7 +3,7 @@
 import dataclasses
 
 from rkd_jax import attacks
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Ball:
     """
     own = config.attack
     norm = norm or own.norm
-    if norm not in attacks.ball.NORMS:
-      raise unknown_name('norm', norm, attacks.ball.NORMS)
+    attacks.ball.check_norm(norm)
     if eps is None and norm != own.norm:
       raise ConfigError(f'norm {norm!r} needs a radius eps: that of the run, '
                         f'{own.eps:g}, is one in {own.norm!r}')

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 from rkd_jax import backdoors
+from rkd_jax import config as configuration
+from rkd_jax.data import load
 from rkd_jax.data.dataset import Split
 from rkd_jax.errors import ConfigError
 from rkd_jax.evaluation import backdoor as metrics
 from rkd_jax.models.network import Network
+from rkd_jax.stages import backdoor as stage
 
 SHAPE, N, K = (6, 6, 1), 60, 4
 TRIGGER = backdoors.badnets(SHAPE, 1, size=2, margin=0)
@@ -150,3 +153,22 @@ def test_feature_variance_is_that_of_numpy():
   x = images / 255
   np.testing.assert_allclose(got['a'], (3 * x).var(0).mean(), rtol=1e-5)
   np.testing.assert_allclose(got['b'], x[:, 0].var(0).mean(), rtol=1e-5)
+
+
+def test_what_the_attacker_uses_may_differ_from_what_was_trained_on(tmp_path):
+  """Of all images of the target class; the labels say which are poisoned."""
+  config = configuration.resolve({'data': {'name': 'digits'}, 'backdoor': {
+      'trigger': 'sig', 'target': 3, 'rate': 1.0, 'options': {'amplitude': 0.1},
+      'test_options': {'amplitude': 0.4}}})
+  dataset = load('digits')
+  for _ in range(2):  # The second time the trigger is read from its file.
+    poisoned, known = stage.prepare(config, tmp_path, dataset)
+    for trigger, clean, amplitude in (
+        (None, dataset.train, 0.1), (known.trigger, dataset.test, 0.4)):
+      image = clean.image[clean.label == 3].astype(np.float64) / 255
+      got = (poisoned.train.image[clean.label == 3] if trigger is None
+             else np.asarray(trigger.apply(clean.image[clean.label == 3])))
+      columns = np.arange(image.shape[2])
+      wave = amplitude * np.sin(2 * np.pi * 6 * columns / image.shape[2])
+      want = np.clip(image + wave[None, None, :, None], 0, 1)
+      assert np.abs(got / 255.0 - want).max() < 1 / 255

@@ -15,7 +15,6 @@ from rkd_jax.distill.method import Batch, weighted_mean
 from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.models import following_norm, masked
 from rkd_jax.models.network import BoundNetwork, Network
-from rkd_jax.stages import backdoor as backdoor_stage
 
 SHAPE, B, K = (8, 8, 1), 5, 3
 
@@ -307,25 +306,6 @@ def test_wrong_configs_are_found_before_anything_is_written(changes, message, tm
   with pytest.raises(ConfigError, match=message):
     rkd.run({**SMALL, 'method': 'standard', **changes}, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
-
-
-def test_what_the_attacker_uses_may_differ_from_what_was_trained_on(tmp_path):
-  """Of all images of the target class; the labels say which are poisoned."""
-  config = rkd.config.resolve({**SMALL, 'backdoor': {
-      'trigger': 'sig', 'target': 3, 'rate': 1.0, 'options': {'amplitude': 0.1},
-      'test_options': {'amplitude': 0.4}}})
-  dataset = rkd.data.load('digits')
-  for _ in range(2):  # The second time the trigger is read from its file.
-    poisoned, known = backdoor_stage.prepare(config, tmp_path, dataset)
-    for trigger, clean, amplitude in (
-        (None, dataset.train, 0.1), (known.trigger, dataset.test, 0.4)):
-      image = clean.image[clean.label == 3].astype(np.float64) / 255
-      got = (poisoned.train.image[clean.label == 3] if trigger is None
-             else np.asarray(trigger.apply(clean.image[clean.label == 3])))
-      columns = np.arange(image.shape[2])
-      wave = amplitude * np.sin(2 * np.pi * 6 * columns / image.shape[2])
-      want = np.clip(image + wave[None, None, :, None], 0, 1)
-      assert np.abs(got / 255.0 - want).max() < 1 / 255
 
 
 def test_weights_and_triggers_of_ones_own(tmp_path, quick_compilation):
