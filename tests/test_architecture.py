@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Each part may import the parts named here, and itself.
 BELOW = {
     'errors': set(),
-    'attacks': {'errors'},
+    'attacks': {'errors', 'models'},
     'bounds': {'errors'},
     'models': {'errors'},
     'data': {'errors'},

@@ -13,10 +13,10 @@ _FALLS = {'l2': 2, 'l1': 4}  # By which power of the distance bumps fall off.
 
 
 class Window(NamedTuple):
-  """One rectangle an example, all of one size.
+  """A rectangle, in the same place in all images.
 
   Attributes:
-    top, left: int32[B], of the first row and column.
+    top, left: int32[], of the first row and column.
     height, width: int32[], may be traced.
     shape: (rows, columns) of the images.
   """
@@ -28,23 +28,21 @@ class Window(NamedTuple):
   shape: tuple[int, int]
 
   @classmethod
-  def random(cls, keys, sides, shape) -> 'Window':
-    """Anywhere in images [B, H, W, C], by keys [B]."""
+  def at(cls, place, sides, shape) -> 'Window':
+    """At a share [2] of the free rows and columns, in [0, 1), of images [B, H, W, C]."""
     height, width = sides
-    draw = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     free = jnp.stack([shape[1] - height + 1, shape[2] - width + 1])
-    corner = jnp.minimum((draw * free).astype(jnp.int32), free - 1)
-    return cls(corner[:, 0], corner[:, 1], height, width, shape[1:3])
+    corner = jnp.minimum((place * free).astype(jnp.int32), free - 1)
+    return cls(corner[0], corner[1], height, width, shape[1:3])
 
-  def places(self):
-    """(row int32[B, H, 1], column int32[B, 1, W]) counted from the window's corner."""
-    rows = jnp.arange(self.shape[0])[None, :, None] - self.top[:, None, None]
-    columns = jnp.arange(self.shape[1])[None, None] - self.left[:, None, None]
-    return rows, columns
+  def counted(self):
+    """(row int32[H, 1], column int32[1, W]) counted from the window's corner."""
+    rows, columns = (jnp.arange(n) for n in self.shape)
+    return rows[:, None] - self.top, columns[None] - self.left
 
   def mask(self):
-    """bool[B, H, W]."""
-    rows, columns = self.places()
+    """bool[H, W]."""
+    rows, columns = self.counted()
     return ((rows >= 0) & (rows < self.height)
             & (columns >= 0) & (columns < self.width))
 
@@ -52,10 +50,10 @@ class Window(NamedTuple):
 def bumps(window: Window, keys, norm: str):
   """float32[B, H, W]: two bumps of opposite sign that fill the window, 0 outside.
 
-  Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin, along. Both
+  `keys` [B]: one an image. Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin, along. Both
   have length 1 in the norm; in 'l1' they fall off steeply, which keeps them sparse.
   """
-  rows, columns = window.places()
+  rows, columns = window.counted()
   height, width = window.height, window.width
   across = jax.vmap(jax.random.bernoulli)(keys)[:, None, None]
   first = jnp.where(across, height, width) // 2
@@ -104,8 +102,7 @@ def tiles(keys, shape, norm: str):
     signs, coins = jax.random.split(key)
     signs = jax.random.rademacher(signs, (down, right, shape[3]), jnp.float32)
     coins = jax.random.split(coins, down * right)
-    zeros = jnp.zeros(down * right, jnp.int32)
-    window = Window(zeros, zeros, height, width, (height, width))
+    window = Window(0, 0, height, width, (height, width))
     tile = bumps(window, coins, norm).reshape(down, right, height, width, 1)
     filled = (tile * signs[:, :, None, None]).transpose(0, 2, 1, 3, 4)
     filled = filled.reshape(down * height, right * width, shape[3])

@@ -3,6 +3,8 @@
 On GPU and TPU it is XLA's own operation; on CPU it is what `conv_cpu` makes of it.
 """
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Callable
 
@@ -19,9 +21,39 @@ _NO_YNN_CONVOLUTIONS = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
 
+_plain = contextvars.ContextVar('plain', default=False)
+
+
 def on_cpu() -> bool:
   """Whether programs are traced for the CPU backend; read here and nowhere else."""
-  return jax.default_backend() == 'cpu'
+  return jax.default_backend() == 'cpu' and not _plain.get()
+
+
+@contextlib.contextmanager
+def plain():
+  """Within it programs are traced as for other backends, for those who read them.
+
+  On CPU they are traced at the highest precision, too, which changes nothing there but
+  keeps jax.jit from taking a program that was traced here for another outside.
+  """
+  if not on_cpu():
+    yield
+    return
+  token = _plain.set(True)
+  try:
+    with jax.default_matmul_precision('highest'):
+      yield
+  finally:
+    _plain.reset(token)
+
+
+def forward(fn: Callable, x: jax.Array) -> jax.Array:
+  """`fn(x)` as who differentiates it computes it.
+
+  On CPU strided convolutions are then quicker; without derivatives `conv` takes a form
+  that may be transposed as well.
+  """
+  return jax.vjp(fn, x)[0]
 
 
 def _pair(value, name: str) -> tuple[int, int]:

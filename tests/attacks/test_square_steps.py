@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rkd_jax.attacks import objectives, windows
-from rkd_jax.attacks.square import _exchange, _propose, _sides, search, square
+from rkd_jax.attacks.square import _exchange, _propose, _Search, _sides, search, square
 from rkd_jax.errors import ConfigError
 
 B, SHAPE, K = 6, (6, 5, 3), 4
@@ -108,7 +108,7 @@ def bump_by_hand(rows, columns, norm):
 def test_bumps(height, width, norm):
   """Both halves, by rows or by columns, and nothing outside of the window."""
   count = 12
-  window = windows.Window(jnp.full(count, 1), jnp.full(count, 2), jnp.int32(height),
+  window = windows.Window(jnp.int32(1), jnp.int32(2), jnp.int32(height),
                           jnp.int32(width), (9, 10))
   got = np.asarray(windows.bumps(window, jax.random.split(jax.random.key(0), count),
                                  norm))
@@ -131,7 +131,7 @@ def test_exchange(norm):
   power, eps = {'l2': (2, 1.5), 'l1': (1, 6.0)}[norm]
   offset = RNG.normal(size=(B, *SHAPE)) * 0.05
   signs = RNG.choice([-1.0, 1.0], size=(B, 3))
-  corner = RNG.integers(0, 3, size=(2, 2, B))
+  corner = RNG.integers(0, 3, size=(2, 2))
   make = lambda c: windows.Window(jnp.asarray(c[0]), jnp.asarray(c[1]), jnp.int32(3),
                                   jnp.int32(3), SHAPE[:2])
   here, there = make(corner[0]), make(corner[1])
@@ -141,7 +141,7 @@ def test_exchange(norm):
   bumps = np.asarray(windows.bumps(here, keys, norm), np.float64)
   size = lambda a: (np.abs(a)**power).sum()**(1 / power)
   for b in range(B):
-    cut = lambda c, b=b: np.s_[c[0, b]:c[0, b] + 3, c[1, b]:c[1, b] + 3]
+    cut = lambda c: np.s_[c[0]:c[0] + 3, c[1]:c[1] + 3]
     new = offset[b].copy()
     new[cut(corner[0])] = new[cut(corner[1])] = 0
     stays = size(new)**power
@@ -174,15 +174,14 @@ def test_linf_starts_with_stripes_and_fills_squares():
     sign = is_up[b, :, column, channel][free[b, :, column, channel]]
     assert sign.all() or not sign.any()
   # One proposal: one square, one sign a channel.
-  keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, 7)
-  inner = np.full_like(IMAGES, 0.5)
-  new = np.asarray(_propose(jnp.asarray(inner), jnp.asarray(inner), keys,
-                                   (3, 3), eps, 'linf')) - 0.5
+  inner = jnp.full_like(IMAGES, 0.5)
+  of = _Search(None, inner, LABELS, KEYS, eps, 'linf', jnp.full((8, 2, 2), 0.5))
+  new = np.asarray(_propose(of, inner, 7)) - 0.5
   for b in range(B):
     rows, columns = (np.flatnonzero(new[b].any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    assert np.ptp(rows) == np.ptp(columns) == 2 and (new[b] != 0).sum() == 27
+    assert np.ptp(rows) == np.ptp(columns) == 4 and (new[b] != 0).sum() == 75
     for channel in range(3):
-      values = new[b, rows[0]:rows[0] + 3, columns[0]:columns[0] + 3, channel]
+      values = new[b, rows[0]:rows[0] + 5, columns[0]:columns[0] + 5, channel]
       np.testing.assert_allclose(values, np.sign(values[0, 0]) * eps, atol=1e-6)
 
 
