@@ -177,13 +177,10 @@ def _evaluate(operation, values):
   if operation.name == 'conv_general_dilated':
     found = rules.convolution(operation)
     if found is not None and all(low == high for low, high in found[1]):
-      strides, padding, groups = found
-      return [conv.forward(lambda image: conv.conv(
-          image, values[1], strides=strides, padding=[p for p, _ in padding],
-          groups=groups), values[0])]
+      return [rules.convolve(operation, *values, [low for low, _ in found[1]])]
   if operation.name in ('reduce_window_max', 'reduce_window_sum'):
     found = rules.pooling(operation)
-    if found is not None:
+    if found is not None and values[0].dtype == jnp.float32:
       window, strides, padding = found
       if operation.name == 'reduce_window_max':
         return [conv.max_pool(values[0], window, strides, padding)]

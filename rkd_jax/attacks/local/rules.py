@@ -16,7 +16,7 @@ from rkd_jax.models import conv
 
 _MOST = 0.7  # Beyond this share of a layer the whole of it is as quick.
 _IDENTITIES = frozenset({'copy', 'copy_p', 'stop_gradient', 'name', 'optimization_barrier',
-                         'sharding_constraint', 'reduce_precision'})
+                         'sharding_constraint'})
 _SMOOTH = frozenset({'abs', 'cos', 'div', 'erf', 'exp', 'expm1', 'integer_pow', 'log',
                      'log1p', 'logistic', 'max', 'min', 'mul', 'rsqrt', 'sin', 'sqrt',
                      'square', 'tanh'})
@@ -111,7 +111,7 @@ def apply(operation, values, known, place, last):
       return None
   if operation.name in _RULES:
     return _RULES[operation.name](operation, values, place, last)
-  if operation.name in _IDENTITIES:
+  if operation.name in _IDENTITIES and len(values) == 1:
     return values[0]
   if operation.name in _SMOOTH:
     return _smooth(operation, values, place, last)
@@ -238,13 +238,25 @@ def convolution(operation):
   return p['window_strides'], p['padding'], p['feature_group_count']
 
 
+def convolve(operation, image, kernel, padding):
+  """A convolution of ours with another padding, the same on each side of an axis."""
+  strides, _, groups = convolution(operation)
+  if conv.on_cpu() and image.dtype == jnp.float32:
+    return conv.forward(lambda image: conv.conv(
+        image, kernel, strides=strides, padding=padding, groups=groups), image)
+  # With the precision that the network asks for.
+  params = {**operation.params, 'padding': tuple((p, p) for p in padding)}
+  result, = dataclasses.replace(operation, params=params).bind([image, kernel])
+  return result
+
+
 def _convolution(operation, values, place, last):
   del last
   found = convolution(operation)
   change, kernel = values
   if found is None or not isinstance(change, Change) or isinstance(kernel, Change):
     return None
-  strides, padding, groups = found
+  strides, padding, _ = found
   first = [low for low, _ in padding]
   size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(
       change.image[1:3], padding, kernel.shape, strides, strict=False)]
@@ -252,8 +264,7 @@ def _convolution(operation, values, place, last):
   if reached is None:
     return None
   region = place.region(change, *reached, kernel.shape[:2], strides, first)
-  delta = conv.forward(lambda region: conv.conv(
-      region, kernel, strides=strides, groups=groups), region)
+  delta = convolve(operation, region, kernel, (0, 0))
   return Change(delta, *reached, (*change.image[:1], *size, kernel.shape[3]))
 
 
@@ -264,7 +275,8 @@ def pooling(operation):
   plain = (len(dims) == 4 and set(p['base_dilation'] + p['window_dilation']) == {1}
            and dims[0] == dims[3] == strides[0] == strides[3] == 1
            and set((*padding[0], *padding[3])) == {0}
-           and all(low == high for low, high in padding))
+           and all(low == high < window for (low, high), window in zip(
+               padding, dims, strict=True)))
   return (dims[1:3], strides[1:3], [low for low, _ in padding[1:3]]) if plain else None
 
 
