@@ -50,8 +50,9 @@ class Window(NamedTuple):
 def bumps(window: Window, keys, norm: str):
   """float32[B, H, W]: two bumps of opposite sign that fill the window, 0 outside.
 
-  `keys` [B]: one an image. Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin, along. Both
-  have length 1 in the norm; in 'l1' they fall off steeply, which keeps them sparse.
+  Eq. 2 of arXiv:1912.00049, the window cut in two across or, by a coin of each of the
+  keys [B], along. Both have length 1 in the norm; in 'l1' they fall off steeply, which
+  keeps them sparse.
   """
   rows, columns = window.counted()
   height, width = window.height, window.width

@@ -3,9 +3,10 @@
 There XLA's convolutions are quick in one form alone (NHWC image, HWIO kernel,
 stride 1, one group), and inside a loop body, where attacks live, nothing turns
 the gradients that autodiff writes into that form. So each shape is rewritten:
-1x1 kernels become matrix products, depthwise ones sums of shifted slices, strided
-ones convolutions of stride 1 over blocks of pixels or products with patches, and
-what is left gets gradients that are such convolutions themselves.
+1x1 kernels become matrix products, depthwise ones sums of shifted slices, few channels
+products with patches. Strided ones get the gradients of convolutions of stride 1 over
+blocks of pixels or of products with patches, and what is left gradients that are such
+convolutions themselves.
 Everything here takes checked arguments, strides and padding as pairs.
 """
 

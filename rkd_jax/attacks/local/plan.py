@@ -40,7 +40,8 @@ class Plan:
     part = _Walk(network, Place(0, 0), None)
     jax.eval_shape(lambda delta: part.run(_source(delta, shape)),
                    jax.ShapeDtypeStruct((shape[0], *side, shape[3]), jnp.float32))
-    return cls(network, side, part.asked, part.products / whole.products if whole.products else 1.0)
+    cost = part.products / whole.products if whole.products else 1.0
+    return cls(network, side, part.asked, cost)
 
   def start(self, images) -> tuple[jax.Array, Layers]:
     """Logits of images as a whole, and what to keep of them."""
@@ -57,7 +58,8 @@ class Plan:
       place: (row, column) of the window's first pixel, int32, the same for the batch.
 
     Returns:
-      float32[B, K] and `keep(where bool[B]) -> layers`, with the change of those examples.
+      float32[B, K] and `keep(where bool[B]) -> layers`, with the change of those
+      examples.
     """
     walk = _Walk(self.program, Place(*place), layers)
     logits = walk.run(_source(delta, self.program.shapes[self.program.source].shape))
@@ -104,9 +106,10 @@ def _put(before, change, place):
 
 
 class _Walk:
-  """One evaluation of a program, or a dry one that finds out what it takes.
+  """One evaluation of a program: of changes, or of images as a whole.
 
   Attributes:
+    layers: the last values; None: a dry evaluation, which finds out what it takes.
     values: by number: arrays, and changes that have not been made whole.
     asked: shapes of the last values that were needed, by number.
     products: multiplications of convolutions and matrix products.

@@ -15,8 +15,8 @@ from rkd_jax.attacks.local.spans import Span, fits, look_up, shift
 from rkd_jax.models import conv
 
 _MOST = 0.7  # Beyond this share of a layer the whole of it is as quick.
-_IDENTITIES = frozenset({'copy', 'copy_p', 'stop_gradient', 'name', 'optimization_barrier',
-                         'sharding_constraint'})
+_IDENTITIES = frozenset({'copy', 'copy_p', 'name', 'optimization_barrier',
+                         'sharding_constraint', 'stop_gradient'})
 _SMOOTH = frozenset({'abs', 'cos', 'div', 'erf', 'exp', 'expm1', 'integer_pow', 'log',
                      'log1p', 'logistic', 'max', 'min', 'mul', 'rsqrt', 'sin', 'sqrt',
                      'square', 'tanh'})

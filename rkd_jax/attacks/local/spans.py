@@ -50,9 +50,8 @@ class Span:
 
 def look_up(table: np.ndarray, place):
   """The number of a place; a Python int where all places have the same."""
-  if (table == table[0]).all():
-    return int(table[0])
-  return jax.lax.optimization_barrier(jnp.asarray(table, jnp.int32)[place])
+  return int(table[0]) if (table == table[0]).all() else jnp.asarray(
+      table, jnp.int32)[place]
 
 
 def fits(offsets: np.ndarray, count: int, size: int) -> bool:
