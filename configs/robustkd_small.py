@@ -27,7 +27,8 @@ fewer rows with the networks of the other data sets.
 mnist_adba, fashion_mnist_adba: a teacher made so that its backdoor survives distillation
 with labels; read every row beside 'CE alone', which no teacher taught, because its
 trigger is also a universal perturbation. Others:
-fashion_mnist_badnets_labels, fashion_mnist_blended_labels: logits with labels;
+fashion_mnist_badnets_labels, fashion_mnist_blended_labels, fashion_mnist_sig_labels,
+fashion_mnist_wanet_labels: logits with labels;
 fashion_mnist_badnets_cap, fashion_mnist_badnets_weight, fashion_mnist_badnets_layers,
 fashion_mnist_badnets_share: sensitivity to the mask's cap, lambda and layers and to the
 clean data; fashion_mnist_badnets_gates: which part of the gates does what;
@@ -48,7 +49,8 @@ _NEW_HEAD = ('fashion_mnist_blended', 'fashion_mnist_wanet', 'fashion_mnist_ckd'
 VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
             *(f'{pair}_new_head' for pair in _NEW_HEAD), 'cifar10_badnets',
             'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
-            'fashion_mnist_blended_labels', *(f'{_BADNETS}_{what}' for what in (
+            *(f'fashion_mnist_{trigger}_labels' for trigger in ('blended', 'sig', 'wanet')),
+            *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
                 'adaptive', 'compose')), 'smoke')
 
@@ -210,6 +212,7 @@ STUDENTS = {
         for row in ((short, recipe), (f'{short}, clean teacher', _clean(recipe)),
                     defended(f'{short}, mask .9', recipe, 'masks', cap=0.9),
                     defended(f'{short}, gates', recipe, 'gates'),
+                    defended(f'{short}, new_head', recipe, 'new_head'),
                     defended(f'{short}, ft_sam', recipe, 'ft_sam'))),
     'cap': _masks('cap', (0.05, 0.2, 0.5, 0.9, 1.0)),
     'weight': _masks('weight', (0.1, 1.0, 10.0, 100.0)),
