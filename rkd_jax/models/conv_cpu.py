@@ -137,6 +137,10 @@ def _strided(x, kernel, strides, padding):
   Who differentiates gets the convolution itself, which is quicker by a third, but whose
   own gradients take ten times as long; who transposes a program (bounds) gets this.
   """
+  return _transposable(x, kernel, strides, padding)
+
+
+def _transposable(x, kernel, strides, padding):
   if _fills_blocks(x, kernel, strides):
     return _blocks_conv(x, kernel, strides, padding)
   return _patches_dot(x, kernel, strides, padding)
@@ -150,7 +154,7 @@ def _strided_fwd(x, kernel, strides, padding):
 
 def _strided_bwd(strides, padding, residuals, g):
   _, back = jax.vjp(
-      lambda x, kernel: _strided.fun(x, kernel, strides, padding), *residuals)
+      lambda x, kernel: _transposable(x, kernel, strides, padding), *residuals)
   return back(g)
 
 

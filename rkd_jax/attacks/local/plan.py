@@ -35,13 +35,13 @@ class Plan:
   def of(cls, network: program.Program, side: tuple[int, int]) -> 'Plan':
     """For a window of (height, width) pixels, within the image."""
     shape = network.shapes[network.source].shape
-    whole = _Walk(network, None, {})
-    jax.eval_shape(whole.run, jax.ShapeDtypeStruct(shape, jnp.float32))
     part = _Walk(network, Place(0, 0), None)
     jax.eval_shape(lambda delta: part.run(_source(delta, shape)),
                    jax.ShapeDtypeStruct((shape[0], *side, shape[3]), jnp.float32))
-    cost = part.products / whole.products if whole.products else 1.0
-    return cls(network, side, part.asked, cost)
+    whole = sum(_products(network, operation, network.shapes[operation.outputs[0]].shape,
+                          math.prod(_shape(network, operation.inputs[0])))
+                for operation in network.operations)
+    return cls(network, side, part.asked, part.products / whole if whole else 1.0)
 
   def start(self, images) -> tuple[jax.Array, Layers]:
     """Logits of images as a whole, and what to keep of them."""
@@ -142,17 +142,8 @@ class _Walk:
 
   def _count(self, operation, shape, value):
     """`shape` of what was computed of the result, from a first input `value`."""
-    if operation.name == 'conv_general_dilated':
-      self.products += math.prod(shape) * math.prod(
-          self._shape(operation.inputs[1])[:3])
-    elif operation.name == 'dot_general':
-      # A dense layer; other products are counted as if they were one.
-      inner = value.delta if isinstance(value, Change) else value
-      self.products += shape[-1] * inner.size
-
-  def _shape(self, i):
-    known = self.network.known
-    return jnp.shape(known[i]) if i in known else self.network.shapes[i].shape
+    read = value.delta if isinstance(value, Change) else value
+    self.products += _products(self.network, operation, shape, jnp.size(read))
 
   def last(self, i):
     """The last value of a changed one, as [B, H, W, C] or [B, K]."""
@@ -173,6 +164,19 @@ class _Walk:
       self.wholes[i] = before + value.delta if isinstance(value, Total) else _put(
           before, value, self.place).reshape(value.shape)
     return self.wholes[i]
+
+
+def _products(network, operation, shape, size):
+  """Multiplications for so much of a result, from so many numbers of its first input."""
+  if operation.name == 'conv_general_dilated':
+    return math.prod(shape) * math.prod(_shape(network, operation.inputs[1])[:3])
+  # A dense layer; other products are counted as if they were one.
+  return shape[-1] * size if operation.name == 'dot_general' else 0
+
+
+def _shape(network, i):
+  known = network.known
+  return jnp.shape(known[i]) if i in known else network.shapes[i].shape
 
 
 def _evaluate(operation, values):
