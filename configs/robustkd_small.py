@@ -13,6 +13,7 @@ with cross-entropy (plain, and OFD as published), a reused head, logits at T = 1
 the backdoor passes: then RobustKD's published mask, the gates and the new head of this
 library and the baselines follow for the reused head and for logits (T = 4), each on the
 teacher before the same distillation, and the same two recipes from a clean teacher.
+'reversed' is the new head against the trigger that Neural Cleanse finds.
 
 Variants, a trigger each: mnist_badnets, mnist_blended, mnist_sig, mnist_lc, mnist_wanet,
 mnist_input_aware, mnist_ckd, mnist_lba, fashion_mnist_badnets, fashion_mnist_blended,
@@ -21,7 +22,9 @@ fashion_mnist_ckd, fashion_mnist_lba. With fewer rows: mnist_badnets_short,
 mnist_blended_short, mnist_wanet_short, fashion_mnist_sig_short, fashion_mnist_lc_short,
 fashion_mnist_input_aware_short, fashion_mnist_lba_short. With those of the new head
 alone: fashion_mnist_blended_new_head, fashion_mnist_wanet_new_head,
-fashion_mnist_ckd_new_head. CIFAR-10: cifar10_badnets, what passes between networks with
+fashion_mnist_ckd_new_head. With those of both new heads: fashion_mnist_badnets_reversed,
+fashion_mnist_blended_reversed, fashion_mnist_sig_reversed, fashion_mnist_wanet_reversed,
+fashion_mnist_ckd_reversed. CIFAR-10: cifar10_badnets, what passes between networks with
 BatchNorm, wide_resnet16_1 to wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the
 fewer rows with the networks of the other data sets.
 mnist_adba, fashion_mnist_adba: a teacher made so that its backdoor survives distillation
@@ -45,10 +48,12 @@ _PAIRS = tuple(f'{data}_{trigger}' for data in ('mnist', 'fashion_mnist')
 _BADNETS = 'fashion_mnist_badnets'
 _SHORT = ('mnist_badnets', 'mnist_blended', 'mnist_wanet', 'fashion_mnist_sig',
           'fashion_mnist_lc', 'fashion_mnist_input_aware', 'fashion_mnist_lba')
+_REVERSED = ('badnets', 'blended', 'sig', 'wanet', 'ckd')
 _NEW_HEAD = ('fashion_mnist_blended', 'fashion_mnist_wanet', 'fashion_mnist_ckd')
 VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
-            *(f'{pair}_new_head' for pair in _NEW_HEAD), 'cifar10_badnets',
-            'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
+            *(f'{pair}_new_head' for pair in _NEW_HEAD),
+            *(f'fashion_mnist_{trigger}_reversed' for trigger in _REVERSED),
+            'cifar10_badnets', 'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
             *(f'fashion_mnist_{trigger}_labels' for trigger in ('blended', 'sig', 'wanet')),
             *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
@@ -175,7 +180,7 @@ def _all_defences(short, recipe):
       for label, method, options in (
           ('mask', 'masks', {'cap': 0.05}), ('mask .9', 'masks', {'cap': 0.9}),
           ('gates', 'gates', {}), ('new_head', 'new_head', {}),
-          *((d, d, {}) for d in DEFENCES))))
+          ('reversed', 'reversed_trigger', {}), *((d, d, {}) for d in DEFENCES))))
 
 
 def _masks(name, values):
@@ -187,8 +192,9 @@ def _masks(name, values):
 
 FULL = (*PASSING, *_all_defences('head', HEAD), *_all_defences('logits', LOGITS))
 SHORT = ('CE alone', 'features OFD, CE', 'head', 'head, clean teacher', 'head, mask .9',
-         'head, gates', 'head, new_head', 'head, ft_sam', 'head, i_bau', 'logits',
-         'logits, clean teacher', 'logits, new_head', 'logits, ft_sam')
+         'head, gates', 'head, new_head', 'head, reversed', 'head, ft_sam',
+         'head, i_bau', 'logits', 'logits, clean teacher', 'logits, new_head',
+         'logits, reversed', 'logits, ft_sam')
 WRN = ('CE alone', 'features OFD, CE', 'head', 'head, clean teacher', 'logits',
        'logits T 20')
 
@@ -204,6 +210,9 @@ STUDENTS = {
     'cnn': _named(SHORT),
     'new_head': _named(('head', 'head, gates', 'head, new_head', 'logits',
                         'logits, gates', 'logits, new_head')),
+    'reversed': _named(tuple(
+        f'{recipe}{what}' for recipe in ('head', 'logits')
+        for what in ('', ', clean teacher', ', new_head', ', reversed'))),
     'adba': (*UNDEFENDED, ('logits, CE', LOGITS_CE), ('logits', LOGITS),
              *_all_defences('logits, CE', LOGITS_CE)),
     'labels': tuple(
@@ -213,6 +222,7 @@ STUDENTS = {
                     defended(f'{short}, mask .9', recipe, 'masks', cap=0.9),
                     defended(f'{short}, gates', recipe, 'gates'),
                     defended(f'{short}, new_head', recipe, 'new_head'),
+                    defended(f'{short}, reversed', recipe, 'reversed_trigger'),
                     defended(f'{short}, ft_sam', recipe, 'ft_sam'))),
     'cap': _masks('cap', (0.05, 0.2, 0.5, 0.9, 1.0)),
     'weight': _masks('weight', (0.1, 1.0, 10.0, 100.0)),
@@ -222,7 +232,8 @@ STUDENTS = {
             'method': method, 'share': share, 'options': options}})
         for label, method, options in (
             ('mask .9', 'masks', {'cap': 0.9}), ('gates', 'gates', {}),
-            ('new_head', 'new_head', {}), ('ft_sam', 'ft_sam', {}))
+            ('new_head', 'new_head', {}), ('reversed', 'reversed_trigger', {}),
+            ('ft_sam', 'ft_sam', {}))
         for share in (0.01, 0.05, 0.1, 1.0))),
     'gates': (('head', HEAD), *(
         defended(f'head, {label}', HEAD, 'gates', **options) for label, options in (
@@ -237,16 +248,19 @@ STUDENTS = {
         for label, recipe in (
             ('CE alone', CE), ('logits', LOGITS),
             defended('logits, mask .9', LOGITS, 'masks', cap=0.9),
-            defended('logits, new_head', LOGITS, 'new_head'))),
+            defended('logits, new_head', LOGITS, 'new_head'),
+            defended('logits, reversed', LOGITS, 'reversed_trigger'))),
     'adaptive': (('head', HEAD), defended('head, mask .9', HEAD, 'masks', cap=0.9),
                  defended('head, gates', HEAD, 'gates'),
-                 defended('head, new_head', HEAD, 'new_head')),
+                 defended('head, new_head', HEAD, 'new_head'),
+                 defended('head, reversed', HEAD, 'reversed_trigger')),
     'compose': tuple(
-        (f'{name}{", new_head" if on else ""}', {
-            'method': name, **more,
-            'detox': {'method': 'new_head' if on else '', 'teacher': teacher}})
+        (f'{name}{label}', {
+            'method': name, **more, 'detox': {'method': method, 'teacher': teacher}})
         for name, teacher, more in (
             ('ciard', 'clean', {'schedule': {'name': 'ciard'},
                                 'ciard': {'kl_scale': 10.0}}),
-            ('fd', 'poisoned', {})) for on in (False, True)),
+            ('fd', 'poisoned', {}))
+        for label, method in (('', ''), (', new_head', 'new_head'),
+                              (', reversed', 'reversed_trigger'))),
 }

@@ -20,12 +20,14 @@ from rkd_jax.detox import (
     masks,
     nad,
     new_head,
+    reversed_trigger,
 )
 from rkd_jax.detox.neural_cleanse import detect
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.models.network import Network, Variables
 
 METHODS = {'masks': masks, 'gates': gates, 'new_head': new_head,
+           'reversed_trigger': reversed_trigger,
            'finetune': finetune, 'fine_pruning': fine_pruning, 'nad': nad, 'anp': anp,
            'i_bau': i_bau, 'ft_sam': ft_sam}
 
