@@ -54,7 +54,8 @@ VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
             *(f'{pair}_new_head' for pair in _NEW_HEAD),
             *(f'fashion_mnist_{trigger}_reversed' for trigger in _REVERSED),
             'cifar10_badnets', 'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
-            *(f'fashion_mnist_{trigger}_labels' for trigger in ('blended', 'sig', 'wanet')),
+            *(f'fashion_mnist_{trigger}_labels'
+              for trigger in ('blended', 'sig', 'wanet')),
             *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
                 'adaptive', 'compose')), 'smoke')

@@ -57,7 +57,7 @@ def run(network, variables, split, settings, *, key):
       old, split, num_classes, steps=settings['search_steps'],
       seed=int(jax.random.bits(key, dtype=jnp.uint32)))
   nearest = np.argsort(found.size, kind='stable')[:settings['classes']]
-  masks, patterns = jnp.asarray(found.masks[nearest]), jnp.asarray(found.patterns[nearest])
+  masks, patterns = (jnp.asarray(of[nearest]) for of in (found.masks, found.patterns))
   params = head.drawn_anew(variables['params'], key)
   flat = traverse_util.flatten_dict(params)
 
