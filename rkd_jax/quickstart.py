@@ -63,7 +63,7 @@ BACKDOOR = {
             ('RobustKD', {**_LOGITS, 'detox': {'method': 'masks'}}),
             ('RobustKD, cap 0.9', {**_LOGITS, 'detox': {
                 'method': 'masks', 'options': {'cap': 0.9}}}),
-            ('gates', {**_LOGITS, 'detox': {'method': 'gates'}}),
+            ('reversed trigger', {**_LOGITS, 'detox': {'method': 'reversed_trigger'}}),
         ),
     },
 }
@@ -81,7 +81,7 @@ def run(workdir: str | pathlib.Path = 'runs/quickstart') -> dict:
   workdir = pathlib.Path(workdir)
   began = time.perf_counter()
   print('Handwritten digits: 2 teachers, 5 students, attacks on each and bounds on two; '
-        'a poisoned\nteacher and 3 students of it (about a minute and a half).')
+        'a poisoned\nteacher and 4 students of it (about a minute and a half).')
   content = comparison.run(CONFIG, workdir)
   faithful = certification.run(workdir, CERTIFICATION, students=CERTIFIED)
   comparison.run(BACKDOOR, workdir / 'backdoor')
