@@ -194,9 +194,10 @@ def _detect(arguments, rest):
   _no_more(rest)
   found = experiment.detect(comparison.read_config(arguments.workdir),
                             arguments.workdir, examples=arguments.examples)
-  print('class  mask size  success  anomaly')
+  print('class  patch size  success   reach  anomaly')
   for name, of in found['classes'].items():
-    print(f'{name:>5}  {of["size"]:>9.1f}  {of["success"]:>7.1%}  {of["anomaly"]:>7.2f}')
+    print(f'{name:>5}  {of["size"]:>10.1f}  {of["success"]:>7.1%}  '
+          f'{of["reach"]:>6.2f}  {of["anomaly"]:>7.2f}')
   print(f'suspects (anomaly above {found["threshold"]}): '
         f'{", ".join(map(str, found["suspects"])) or "none"}')
   print(f'table: {pathlib.Path(arguments.workdir) / "tables" / "detect.json"}')

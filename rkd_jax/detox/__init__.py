@@ -22,7 +22,7 @@ from rkd_jax.detox import (
     new_head,
     reversed_trigger,
 )
-from rkd_jax.detox.neural_cleanse import detect
+from rkd_jax.detox.detection import detect
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.models.network import Network, Variables
 

@@ -1,4 +1,4 @@
-"""Neural Cleanse: is one class suspiciously easy to reach? (Wang et al. 2019)."""
+"""Neural Cleanse: the smallest patch that turns images to a class (Wang et al. 2019)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,43 +11,33 @@ import optax
 from rkd_jax import losses
 from rkd_jax.data.dataset import Split
 from rkd_jax.detox.descent import descend
-from rkd_jax.training import parallel, rng
-
-SUSPICIOUS = 2.0  # Anomaly index from which the paper calls a class infected.
+from rkd_jax.training import parallel
 
 
-class Report(NamedTuple):
+class Patches(NamedTuple):
   """What was found, one entry a class.
 
   Attributes:
     size: float[K], L1 norm of the smallest mask found that makes the class win.
     success: float[K], share of images that it turns.
-    anomaly: float[K], how many deviations a size lies *below* the median.
     masks: float[K, H, W, 1].
     patterns: float[K, H, W, C].
   """
 
   size: np.ndarray
   success: np.ndarray
-  anomaly: np.ndarray
   masks: np.ndarray
   patterns: np.ndarray
 
-  @property
-  def suspects(self) -> list[int]:
-    """Classes with an anomaly above `SUSPICIOUS`; empty: nothing was noticed."""
-    return [int(k) for k in np.flatnonzero(self.anomaly > SUSPICIOUS)]
 
-
-def detect(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int, *,
-           weight: float = 0.02, steps: int = 300, learning_rate: float = 0.1,
-           batch_size: int = 64, seed: int = 0) -> Report:
-  """Reverse-engineers a trigger for every class and compares their sizes.
+def reverse(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int, *,
+            weight: float = 0.02, steps: int = 300, learning_rate: float = 0.1,
+            batch_size: int = 64, key: jax.Array) -> Patches:
+  """Reverse-engineers a trigger for every class.
 
   For each class k at once: mask m [H, W, 1] and pattern t minimise
   CE(fn((1 - m) x + m t), k) + weight * |m|_1 (sec. IV-B of "Neural Cleanse", IEEE S&P
-  2019); the weight is fixed here, there it is adapted. A clean network's sizes are
-  alike; a backdoor's class needs far less.
+  2019); the weight is fixed here, there it is adapted.
 
   Args:
     fn: logits of the network in evaluation mode.
@@ -55,13 +45,9 @@ def detect(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int,
     num_classes: K.
     weight: of the mask's L1 norm.
     steps, learning_rate, batch_size: of Adam, one update for all classes.
-    seed: of the starts and batches.
-
-  Returns:
-    A `Report`.
+    key: of the starts and batches.
   """
   shape = split.image.shape[1:]
-  key = rng.stream(seed, 'neural_cleanse')
 
   def paste(free, image):
     mask, pattern = (jax.nn.sigmoid(free[name]) for name in ('mask', 'pattern'))
@@ -91,17 +77,4 @@ def detect(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int,
                       for k in range(num_classes)])
   masks, patterns = (np.asarray(jax.nn.sigmoid(free[name]))
                      for name in ('mask', 'pattern'))
-  size = masks.sum((1, 2, 3))
-  return Report(size, success, anomaly_index(size), masks, patterns)
-
-
-def anomaly_index(size: np.ndarray) -> np.ndarray:
-  """(median - size) / (1.4826 * median absolute deviation); float[K].
-
-  1.4826 makes the deviation that of a normal distribution. Where all sizes are
-  equal it is 0.
-  """
-  size = np.asarray(size, np.float64)
-  below = np.median(size) - size
-  deviation = 1.4826 * np.median(np.abs(below))
-  return below / deviation if deviation > 0 else np.zeros_like(size)
+  return Patches(masks.sum((1, 2, 3)), success, masks, patterns)

@@ -1,42 +1,42 @@
 """A new classifier for a teacher, trained against the trigger found by reversal.
 
-Neural Cleanse gives every class the smallest patch that turns images into it. The class
-that needs least is taken for the attacker's: a classifier drawn anew learns that its
-patch means nothing, and from the old classifier what clean images are. Against one
-class instead of all, that costs less accuracy than `new_head`; where the reversal takes
-the wrong class, it does nothing.
+The class that stands out in `detection` is taken for the attacker's: a classifier drawn
+anew learns that the patch which turns images into it means nothing, and from the old
+classifier what clean images are. Against one class instead of all, that costs less
+accuracy than `new_head`; against the wrong class, it does nothing.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import traverse_util
 
 from rkd_jax import losses
-from rkd_jax.detox import head, neural_cleanse
+from rkd_jax.detox import head
 from rkd_jax.detox.descent import descend
+from rkd_jax.detox.detection import detect
 from rkd_jax.errors import ConfigError
 
-SUMMARY = 'a new classifier against the trigger that Neural Cleanse finds'
+SUMMARY = 'a new classifier against the trigger that detection finds'
 
 DEFAULTS = {
-    'classes': 1, 'temperature': 2.0, 'weight': 1.0, 'search_steps': 300, 'steps': 600,
-    'learning_rate': 5e-3, 'batch_size': 64}
+    'classes': 1, 'eps': 0.1, 'search_steps': 300, 'temperature': 2.0, 'weight': 1.0,
+    'steps': 600, 'learning_rate': 5e-3, 'batch_size': 64}
 
 
 def run(network, variables, split, settings, *, key):
   """The teacher with a classifier that minimises T^2 KL(old(x), new(x)) + w CE(x', y).
 
-  x' = (1 - m) x + m t, with the mask m and pattern t that `neural_cleanse.detect` finds
-  for one of the classes with the smallest masks, drawn for every image. Adam, with a
-  learning rate that falls to 0 along a cosine.
+  x' = (1 - m) x + m t, with the mask m and pattern t that `detection.detect` finds for
+  one of the classes that stand out most, drawn for every image. Adam, with a learning
+  rate that falls to 0 along a cosine.
 
   Args:
     network, variables: the teacher; its other weights do not change.
     split: clean images and labels.
     settings:
-      classes: how many are taken for the attacker's, from the smallest mask up, >= 1.
+      classes: how many are taken for the attacker's, >= 1.
+      eps: of the perturbations that detection compares, >= 0.
       temperature: T > 0.
       weight: w >= 0.
       search_steps: of the reversal, >= 1.
@@ -53,10 +53,10 @@ def run(network, variables, split, settings, *, key):
   num_classes = jax.eval_shape(
       old, jnp.zeros((1, *split.image.shape[1:]))).shape[-1]
   _check(settings, num_classes)
-  found = neural_cleanse.detect(
-      old, split, num_classes, steps=settings['search_steps'],
+  found = detect(
+      old, split, num_classes, eps=settings['eps'], steps=settings['search_steps'],
       seed=int(jax.random.bits(key, dtype=jnp.uint32)))
-  nearest = np.argsort(found.size, kind='stable')[:settings['classes']]
+  nearest = found.nearest[:settings['classes']]
   masks, patterns = (jnp.asarray(of[nearest]) for of in (found.masks, found.patterns))
   params = head.drawn_anew(variables['params'], key)
   flat = traverse_util.flatten_dict(params)
@@ -86,5 +86,6 @@ def _check(settings, num_classes):
   if not settings['temperature'] > 0 or not settings['weight'] >= 0:
     raise ConfigError('temperature must be > 0 and weight >= 0, got '
                       f'{settings["temperature"]} and {settings["weight"]}')
-  if settings['search_steps'] < 1:
-    raise ConfigError(f'search_steps must be >= 1, got {settings["search_steps"]}')
+  if settings['search_steps'] < 1 or not settings['eps'] >= 0:
+    raise ConfigError('search_steps must be >= 1 and eps >= 0, got '
+                      f'{settings["search_steps"]} and {settings["eps"]}')

@@ -2,8 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rkd_jax import losses
+from rkd_jax.data.batches import to_float
+from rkd_jax.data.dataset import Split
+from rkd_jax.detox.descent import repeat
+from rkd_jax.training import parallel
 
 
 def start(num_classes: int, image_shape, eps: float, key: jax.Array) -> jax.Array:
@@ -39,3 +44,37 @@ def ascend(fn, images, classes, deltas, *, eps: float, step_size: float) -> jax.
 
   moved = deltas - step_size * jnp.sign(jax.grad(towards)(deltas))
   return jnp.clip(moved, -eps, eps)
+
+
+def reach(fn, split: Split, num_classes: int, *, eps: float, steps: int = 150,
+          batch_size: int = 128, key: jax.Array) -> np.ndarray:
+  """How near each class is: mean log p_k(x + d_k) over images x of other classes.
+
+  Args:
+    fn: float images -> logits.
+    split: clean images (uint8) and labels; the first 500 are judged.
+    num_classes: K.
+    eps: radius in pixel units.
+    steps, batch_size: signed steps of eps / 10, each for all d_k at once.
+    key: of the starts, batches and classes.
+
+  Returns:
+    float[K], in nats; 0 where every image is of the class.
+  """
+  def step(deltas, image, label, key):
+    classes = assign(label, num_classes, key)
+    return ascend(fn, image, classes, deltas, eps=eps, step_size=eps / 10)
+
+  deltas = repeat(step, start(num_classes, split.image.shape[1:], eps, key), split,
+                  key=key, steps=steps, batch_size=batch_size)
+  image, label = to_float(split.image[:500]), jnp.asarray(split.label[:500])
+
+  @parallel.compile_fn
+  def judge(deltas, image, label):
+    def one(pair):
+      delta, k = pair
+      log_p = jax.nn.log_softmax(fn(jnp.clip(image + delta, 0, 1)))[:, k]
+      return jnp.sum(log_p * (label != k)) / jnp.maximum(jnp.sum(label != k), 1)
+    return jax.lax.map(one, (deltas, jnp.arange(num_classes)))
+
+  return np.asarray(judge(deltas, image, label))

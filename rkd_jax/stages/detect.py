@@ -4,7 +4,7 @@ import pathlib
 
 from rkd_jax import config as configuration
 from rkd_jax import data, detox
-from rkd_jax.detox.neural_cleanse import SUSPICIOUS
+from rkd_jax.detox.detection import SUSPICIOUS
 from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models.taps import with_features
 from rkd_jax.report import provenance
@@ -16,7 +16,7 @@ TABLE = pathlib.Path('tables', 'detect.json')
 
 def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
            progress, **settings) -> dict:
-  """Neural Cleanse on a run's student at its best; writes and returns `TABLE`.
+  """`detox.detect` on a run's student at its best; writes and returns `TABLE`.
 
   Args:
     config: of the run.
@@ -24,11 +24,11 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
     dataset: clean.
     examples: training images of the defender.
     progress: a bar.
-    **settings: of `detox.detect`: `weight`, `steps`, `learning_rate`, `batch_size`.
+    **settings: of `detox.detect`.
 
   Returns:
-    {'classes': {class: {'size', 'success', 'anomaly'}}, 'suspects': [class, ...],
-    'variance': of each tapped feature on the same images, ...}.
+    {'classes': {class: {'size', 'success', 'reach', 'anomaly'}}, 'suspects':
+    [class, ...], 'variance': of each tapped feature on the same images, ...}.
   """
   progress.stage('detect')
   split = build.first(dataset.train, examples)
@@ -41,7 +41,8 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
       'settings': settings, 'threshold': SUSPICIOUS, 'suspects': found.suspects,
       'classes': {str(k): {
           'size': float(found.size[k]), 'success': float(found.success[k]),
-          'anomaly': float(found.anomaly[k])} for k in range(dataset.num_classes)},
+          'reach': float(found.reach[k]), 'anomaly': float(found.anomaly[k])}
+          for k in range(dataset.num_classes)},
       'variance': feature_variance(features, split.image), **provenance.describe()}
   configuration.write_json(workdir / TABLE, table)
   return table

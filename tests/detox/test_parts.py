@@ -9,7 +9,7 @@ from scipy import stats
 
 from rkd_jax import detox, models
 from rkd_jax.data.dataset import Split
-from rkd_jax.detox import anp, ft_sam, i_bau, layers, neural_cleanse, universal
+from rkd_jax.detox import anp, detection, ft_sam, i_bau, layers, universal
 from rkd_jax.detox.descent import repeat
 from rkd_jax.errors import ConfigError
 from rkd_jax.losses import features
@@ -193,8 +193,8 @@ def test_anomaly_index_by_hand():
   size = np.array([10.0, 12.0, 11.0, 9.0, 1.0])
   # Median 10, deviations 0 2 1 1 9: their median is 1.
   np.testing.assert_allclose(
-      neural_cleanse.anomaly_index(size), (10 - size) / 1.4826)
-  assert (neural_cleanse.anomaly_index(np.ones(4)) == 0).all()
+      detection.anomaly_index(size), (10 - size) / 1.4826)
+  assert (detection.anomaly_index(np.ones(4)) == 0).all()
 
 
 def test_neural_cleanse_finds_the_easy_class():
@@ -208,6 +208,30 @@ def test_neural_cleanse_finds_the_easy_class():
   assert report.suspects == [2]
   assert report.success[2] > 0.9
   assert report.size[2] == min(report.size)
+
+
+def test_reach_is_that_of_the_best_perturbation_of_a_linear_network():
+  """Of two classes: d_k = eps sign(w_k - w_other), whatever the image."""
+  rng = np.random.default_rng(2)
+  weight = 0.1 * rng.normal(size=(64, 2))
+  data = Split(rng.integers(80, 170, (30, *SHAPE)).astype(np.uint8),
+               (np.arange(30) % 2).astype(np.int32))
+  got = universal.reach(lambda x: x.reshape(len(x), -1) @ jnp.asarray(weight), data, 2,
+                        eps=0.1, key=jax.random.key(0))
+  flat = data.image.reshape(30, -1) / 255
+  for k in range(2):
+    towards = weight[:, k] - weight[:, 1 - k]
+    logit = (flat + 0.1 * np.sign(towards)) @ towards
+    wanted = -np.log1p(np.exp(-logit))[data.label != k].mean()
+    np.testing.assert_allclose(got[k], wanted, rtol=1e-4)
+
+
+def test_a_report_adds_both_indices():
+  size, reach = np.array([10., 20, 22, 24, 26]), np.array([-4., -5, -5, -6, -1])
+  report = detection.Report(size, np.ones(5), reach, None, None)
+  by_hand = (22 - size) / (1.4826 * 2) + (reach + 5) / 1.4826
+  np.testing.assert_allclose(report.anomaly, by_hand)
+  assert list(report.nearest) == [0, 4, 1, 2, 3] and report.suspects == [0]
 
 
 def test_repeat_is_the_python_loop():
@@ -258,6 +282,7 @@ def test_defences_keep_what_they_should(name, teacher):
     ('reversed_trigger', {'temperature': 0.0}, 'temperature must be > 0'),
     ('reversed_trigger', {'classes': K + 1}, 'from 1 to the 3 classes'),
     ('reversed_trigger', {'search_steps': 0}, 'search_steps must be >= 1'),
+    ('reversed_trigger', {'eps': -0.1}, 'eps >= 0'),
     ('nad', {'beta': -1.0}, 'beta'),
     ('anp', {'threshold': 2.0}, 'threshold'),
     ('ft_sam', {'rho': -1.0}, 'rho'),
