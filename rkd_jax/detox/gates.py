@@ -54,15 +54,15 @@ def run(network, variables, split, settings, *, key):
   params = variables['params']
   if settings['head']:
     params = head.drawn_anew(params, key)
-  trained = _flat(params) if settings['weights'] else (
+  trained = traverse_util.flatten_dict(params) if settings['weights'] else (
       head.of(params) if settings['head'] else {})
   state = {
       'gates': {name: jnp.full(clean[name].shape[-1], _OPEN) for name in names},
       'weights': trained}
 
   def build(free):
-    full = traverse_util.unflatten_dict({**_flat(params), **free['weights']})
-    return masked.wrap(network, {**variables, 'params': full}, {
+    full = head.replaced({**variables, 'params': params}, free['weights'])
+    return masked.wrap(network, full, {
         name: {'mask': 1 - jax.nn.sigmoid(free['gates'][name]),
                'reference': clean[name]} for name in names})
 
@@ -72,7 +72,3 @@ def run(network, variables, split, settings, *, key):
 
   return build(universal_training.train(
       build, state, split, settings, key=key, penalty=penalty))
-
-
-def _flat(params):
-  return traverse_util.flatten_dict(params)

@@ -1,4 +1,4 @@
-"""The classifier of a network of this package: which parameters it has, drawn anew."""
+"""The classifier of a network of this package: its parameters, drawn anew, replaced."""
 
 from typing import Any
 
@@ -22,3 +22,15 @@ def drawn_anew(params: Any, key: jax.Array) -> Any:
     flat[path] = (jax.random.normal(key, leaf.shape) * leaf.shape[0]**-0.5
                   if leaf.ndim == 2 else jnp.zeros_like(leaf))
   return traverse_util.unflatten_dict(flat)
+
+
+def replaced(variables: Any, arrays: dict[tuple[str, ...], jax.Array]) -> Any:
+  """The variables with these parameters, by path, in place of their own."""
+  flat = traverse_util.flatten_dict(variables['params'])
+  return {**variables, 'params': traverse_util.unflatten_dict({**flat, **arrays})}
+
+
+def num_classes(network: Any, variables: Any, image_shape: tuple[int, ...]) -> int:
+  """How many classes the classifier tells apart, for images [H, W, C]."""
+  image = jnp.zeros((1, *image_shape))
+  return jax.eval_shape(network.predict, variables, image).shape[-1]

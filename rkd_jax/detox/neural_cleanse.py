@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from rkd_jax import losses
+from rkd_jax.data.batches import to_float
 from rkd_jax.data.dataset import Split
 from rkd_jax.detox.descent import descend
 from rkd_jax.training import parallel
@@ -71,7 +72,7 @@ def reverse(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int
   free, _ = descend(loss_fn, start, (), split, optax.adam(learning_rate), key=key,
                     steps=steps, batch_size=batch_size)
   turned = parallel.compile_fn(lambda free, image, k: jnp.mean(
-      jnp.argmax(fn(paste(free, image.astype(jnp.float32) / 255)), -1) == k))
+      jnp.argmax(fn(paste(free, to_float(image))), -1) == k))
   some = split.image[:500]
   success = np.array([turned(jax.tree.map(lambda leaf, k=k: leaf[k], free), some, k)
                       for k in range(num_classes)])

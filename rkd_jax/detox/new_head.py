@@ -5,8 +5,6 @@ drawn anew learns from clean images, and from images under the worst trigger-lik
 perturbation of each class, what a trigger must not be read as. The features stay.
 """
 
-from flax import traverse_util
-
 from rkd_jax.detox import head, universal_training
 
 SUMMARY = 'a new classifier against universal perturbations, one a class'
@@ -29,12 +27,7 @@ def run(network, variables, split, settings, *, key):
   Raises:
     ConfigError: a setting out of its range.
   """
-  params = head.drawn_anew(variables['params'], key)
-  flat = traverse_util.flatten_dict(params)
-
-  def build(free):
-    params = traverse_util.unflatten_dict({**flat, **free})
-    return network, {**variables, 'params': params}
-
+  build = lambda free: (network, head.replaced(variables, free))
   return build(universal_training.train(
-      build, head.of(params), split, settings, key=key))
+      build, head.of(head.drawn_anew(variables['params'], key)), split, settings,
+      key=key))

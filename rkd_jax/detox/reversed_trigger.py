@@ -9,7 +9,6 @@ accuracy than `new_head`; against the wrong class, it does nothing.
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
 from rkd_jax import losses
 from rkd_jax.detox import head
@@ -50,33 +49,30 @@ def run(network, variables, split, settings, *, key):
     ConfigError: a setting out of its range, or more classes than the teacher has.
   """
   old = lambda images: network.predict(variables, images)
-  num_classes = jax.eval_shape(
-      old, jnp.zeros((1, *split.image.shape[1:]))).shape[-1]
+  num_classes = head.num_classes(network, variables, split.image.shape[1:])
   _check(settings, num_classes)
   found = detect(
       old, split, num_classes, eps=settings['eps'], steps=settings['search_steps'],
       seed=int(jax.random.bits(key, dtype=jnp.uint32)))
   nearest = found.nearest[:settings['classes']]
   masks, patterns = (jnp.asarray(of[nearest]) for of in (found.masks, found.patterns))
-  params = head.drawn_anew(variables['params'], key)
-  flat = traverse_util.flatten_dict(params)
-
-  def renewed(free):
-    return {**variables, 'params': traverse_util.unflatten_dict({**flat, **free})}
 
   def loss_fn(free, carried, image, label, key):
     which = jax.random.randint(key, label.shape, 0, len(nearest))
     bad = (1 - masks[which]) * image + masks[which] * patterns[which]
-    logits = network.predict(renewed(free), jnp.concatenate([image, bad]))
+    logits = network.predict(
+        head.replaced(variables, free), jnp.concatenate([image, bad]))
     clean, triggered = jnp.split(logits, 2)
     kept = losses.softened_kl(clean, old(image), temperature=settings['temperature'])
     unlearnt = losses.cross_entropy(triggered, label)
     return jnp.mean(kept + settings['weight'] * unlearnt), carried
 
   rate = optax.cosine_decay_schedule(settings['learning_rate'], max(settings['steps'], 1))
-  free, _ = descend(loss_fn, head.of(params), (), split, optax.adam(rate), key=key,
-                    steps=settings['steps'], batch_size=settings['batch_size'])
-  return network, renewed(free)
+  free, _ = descend(
+      loss_fn, head.of(head.drawn_anew(variables['params'], key)), (), split,
+      optax.adam(rate), key=key, steps=settings['steps'],
+      batch_size=settings['batch_size'])
+  return network, head.replaced(variables, free)
 
 
 def _check(settings, num_classes):

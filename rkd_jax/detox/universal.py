@@ -71,10 +71,9 @@ def reach(fn, split: Split, num_classes: int, *, eps: float, steps: int = 150,
 
   @parallel.compile_fn
   def judge(deltas, image, label):
-    def one(pair):
-      delta, k = pair
-      log_p = jax.nn.log_softmax(fn(jnp.clip(image + delta, 0, 1)))[:, k]
+    def one(k):
+      log_p = jax.nn.log_softmax(fn(perturb(image, deltas, k)))[:, k]
       return jnp.sum(log_p * (label != k)) / jnp.maximum(jnp.sum(label != k), 1)
-    return jax.lax.map(one, (deltas, jnp.arange(num_classes)))
+    return jax.lax.map(one, jnp.arange(num_classes))
 
   return np.asarray(judge(deltas, image, label))

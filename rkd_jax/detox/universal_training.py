@@ -9,7 +9,7 @@ import optax
 
 from rkd_jax import losses
 from rkd_jax.data.dataset import Split
-from rkd_jax.detox import universal
+from rkd_jax.detox import head, universal
 from rkd_jax.detox.descent import repeat
 from rkd_jax.errors import ConfigError
 
@@ -49,7 +49,7 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
       raise ConfigError(f'{name} must be >= 0, got {settings[name]}')
   tx = optax.adam(settings['learning_rate'])
   shape, eps = split.image.shape[1:], settings['eps']
-  num_classes = _num_classes(build, free, shape)
+  num_classes = head.num_classes(*build(free), shape)
 
   def fn_of(free):
     network, variables = build(free)
@@ -78,9 +78,3 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
   deltas = universal.start(num_classes, shape, eps, key)
   return repeat(step, (free, tx.init(free), deltas, jnp.int32(0)), split, key=key,
                 steps=settings['steps'], batch_size=settings['batch_size'])[0]
-
-
-def _num_classes(build, free, shape):
-  network, variables = build(free)
-  image = jnp.zeros((1, *shape))
-  return jax.eval_shape(network.predict, variables, image).shape[-1]

@@ -35,13 +35,14 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
   student, variables = best_student(config, workdir, dataset)
   found = detox.detect(lambda images: student.predict(variables, images), split,
                        dataset.num_classes, seed=config.seed, **settings)
+  anomaly = found.anomaly
   features = lambda images: with_features(student.module, variables, images)[1]
   table = {
       'model': config.model, 'data': config.data.name, 'examples': len(split),
       'settings': settings, 'threshold': SUSPICIOUS, 'suspects': found.suspects,
       'classes': {str(k): {
           'size': float(found.size[k]), 'success': float(found.success[k]),
-          'reach': float(found.reach[k]), 'anomaly': float(found.anomaly[k])}
+          'reach': float(found.reach[k]), 'anomaly': float(anomaly[k])}
           for k in range(dataset.num_classes)},
       'variance': feature_variance(features, split.image), **provenance.describe()}
   configuration.write_json(workdir / TABLE, table)

@@ -9,26 +9,13 @@ from scipy import stats
 
 from rkd_jax import detox, models
 from rkd_jax.data.dataset import Split
-from rkd_jax.detox import anp, detection, ft_sam, i_bau, layers, universal
+from rkd_jax.detox import anp, ft_sam, i_bau, layers, universal
 from rkd_jax.detox.descent import repeat
 from rkd_jax.errors import ConfigError
 from rkd_jax.losses import features
 from rkd_jax.models import masked
 from rkd_jax.models.network import Network
-
-SHAPE, K = (8, 8, 1), 3
-
-
-@pytest.fixture(scope='module')
-def teacher():
-  network = Network(models.create('cnn_3_4', num_classes=K))
-  return network, network.init(jax.random.key(0), SHAPE)
-
-
-def split(count=30):
-  rng = np.random.default_rng(0)
-  return Split(rng.integers(0, 256, (count, *SHAPE)).astype(np.uint8),
-               (np.arange(count) % K).astype(np.int32))
+from tests.detox.small import SHAPE, K, split
 
 
 def test_masked_features_feed_what_follows(teacher):
@@ -189,51 +176,6 @@ def test_universal_perturbations_descend_to_their_classes():
     np.testing.assert_allclose(np.delete(pixels, k), -0.3, rtol=1e-5)
 
 
-def test_anomaly_index_by_hand():
-  size = np.array([10.0, 12.0, 11.0, 9.0, 1.0])
-  # Median 10, deviations 0 2 1 1 9: their median is 1.
-  np.testing.assert_allclose(
-      detection.anomaly_index(size), (10 - size) / 1.4826)
-  assert (detection.anomaly_index(np.ones(4)) == 0).all()
-
-
-def test_neural_cleanse_finds_the_easy_class():
-  """Class 2 is said wherever the corner pixel is white; the others read sums."""
-  def fn(x):
-    flat = x.reshape(len(x), -1)
-    sums = jnp.stack([flat[:, i::6].sum(1) for i in range(6)], 1)
-    return (sums - sums.mean(1, keepdims=True)) * 3 + 60 * jax.nn.one_hot(
-        2, 6) * flat[:, -1:]
-  report = detox.detect(fn, Split(split(60).image // 4, split(60).label), 6, steps=120)
-  assert report.suspects == [2]
-  assert report.success[2] > 0.9
-  assert report.size[2] == min(report.size)
-
-
-def test_reach_is_that_of_the_best_perturbation_of_a_linear_network():
-  """Of two classes: d_k = eps sign(w_k - w_other), whatever the image."""
-  rng = np.random.default_rng(2)
-  weight = 0.1 * rng.normal(size=(64, 2))
-  data = Split(rng.integers(80, 170, (30, *SHAPE)).astype(np.uint8),
-               (np.arange(30) % 2).astype(np.int32))
-  got = universal.reach(lambda x: x.reshape(len(x), -1) @ jnp.asarray(weight), data, 2,
-                        eps=0.1, key=jax.random.key(0))
-  flat = data.image.reshape(30, -1) / 255
-  for k in range(2):
-    towards = weight[:, k] - weight[:, 1 - k]
-    logit = (flat + 0.1 * np.sign(towards)) @ towards
-    wanted = -np.log1p(np.exp(-logit))[data.label != k].mean()
-    np.testing.assert_allclose(got[k], wanted, rtol=1e-4)
-
-
-def test_a_report_adds_both_indices():
-  size, reach = np.array([10., 20, 22, 24, 26]), np.array([-4., -5, -5, -6, -1])
-  report = detection.Report(size, np.ones(5), reach, None, None)
-  by_hand = (22 - size) / (1.4826 * 2) + (reach + 5) / 1.4826
-  np.testing.assert_allclose(report.anomaly, by_hand)
-  assert list(report.nearest) == [0, 4, 1, 2, 3] and report.suspects == [0]
-
-
 def test_repeat_is_the_python_loop():
   def step(state, image, label, key):
     del key
@@ -314,78 +256,6 @@ def test_masks_lower_the_variance_as_far_as_the_cap_lets_them(teacher):
       models.with_features(network.module, variables, x)[1]['stage2'])
   after = features.variance(models.with_features(inside.module, its, x)[1]['stage2'])
   np.testing.assert_allclose(after / before, 0.25, rtol=0.02)
-
-
-class _Reading(nn.Module):
-  """A linear classifier of the pixels, which are its features too."""
-
-  feature_names = ('features',)
-
-  @nn.compact
-  def __call__(self, x, train=False, tap=None):
-    x = x.reshape(len(x), -1)
-    x = x if tap is None else tap('features', x)
-    return nn.Dense(K, name='head')(x)
-
-
-def says(network, variables, x):
-  return np.asarray(network.predict(variables, x)).argmax(1)
-
-
-@pytest.fixture(scope='module')
-def reading():
-  """Pixels 0 to 2 name the class; the head says class 2 where pixel 3 is bright.
-
-  In clean images it is faint, so that what they are called tells of it.
-  """
-  rng = np.random.default_rng(0)
-  label = (np.arange(60) % K).astype(np.int32)
-  image = np.zeros((60, 2, 2, 1), np.uint8)
-  image.reshape(60, 4)[np.arange(60), label] = rng.integers(150, 256, 60)
-  image.reshape(60, 4)[:, 3] = rng.integers(0, 10, 60)
-  network = Network(_Reading())
-  kernel = np.zeros((4, K), np.float32)
-  kernel[np.arange(3), np.arange(3)] = 5
-  kernel[3, 2] = 40
-  variables = {**network.init(jax.random.key(0), (2, 2, 1)),
-               'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
-  x = jnp.asarray(image / 255, jnp.float32)
-  triggered = x.at[:, 1, 1].set(0.3)
-  assert (says(network, variables, triggered) == 2).all()
-  return network, variables, Split(image, label), x, triggered
-
-
-@pytest.mark.parametrize('name, settings', [
-    ('new_head', {'eps': 0.2, 'learning_rate': 0.05, 'steps': 200}),
-    ('reversed_trigger', {'learning_rate': 0.2, 'steps': 600})])
-def test_a_new_head_forgets_what_the_old_one_reads_in_a_trigger(
-    name, settings, reading):
-  network, variables, split, x, triggered = reading
-  inside, its = detox.run(name, network, variables, split, settings,
-                          key=jax.random.key(0))
-  np.testing.assert_array_equal(says(inside, its, x), split.label)
-  np.testing.assert_array_equal(says(inside, its, triggered), split.label)
-
-
-def test_with_weight_0_the_old_head_is_copied_backdoor_included(reading):
-  network, variables, split, x, triggered = reading
-  settings = {'weight': 0.0, 'learning_rate': 0.2, 'steps': 600, 'search_steps': 1}
-  inside, its = detox.run('reversed_trigger', network, variables, split, settings,
-                          key=jax.random.key(0))
-  soft = lambda network, variables: jax.nn.softmax(network.predict(variables, x))
-  np.testing.assert_allclose(soft(inside, its), soft(network, variables), atol=0.02)
-  assert (says(inside, its, triggered) == 2).all()
-
-
-@pytest.mark.parametrize('name', ['new_head', 'reversed_trigger'])
-def test_a_new_head_changes_the_head_alone(name, teacher):
-  network, variables = teacher
-  _, its = detox.run(name, network, variables, split(), {'steps': 2},
-                     key=jax.random.key(0))
-  before, after = dict(variables['params']), dict(its['params'])
-  old, new = before.pop('head'), after.pop('head')
-  jax.tree.map(np.testing.assert_array_equal, before, after)
-  assert np.abs(old['kernel'] - new['kernel']).min() > 0
 
 
 def test_fine_pruning_stops_in_time():

@@ -1,0 +1,84 @@
+"""Classifiers drawn anew: what they forget, and what they leave as it was."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rkd_jax import detox
+from rkd_jax.data.dataset import Split
+from rkd_jax.models.network import Network
+from tests.detox.small import K, split
+
+
+class _Reading(nn.Module):
+  """A linear classifier of the pixels, which are its features too."""
+
+  feature_names = ('features',)
+
+  @nn.compact
+  def __call__(self, x, train=False, tap=None):
+    x = x.reshape(len(x), -1)
+    x = x if tap is None else tap('features', x)
+    return nn.Dense(K, name='head')(x)
+
+
+def says(network, variables, x):
+  return np.asarray(network.predict(variables, x)).argmax(1)
+
+
+@pytest.fixture(scope='module')
+def reading():
+  """Pixels 0 to 2 name the class; the head says class 2 where pixel 3 is bright.
+
+  In clean images it is faint, so that what they are called tells of it.
+  """
+  rng = np.random.default_rng(0)
+  label = (np.arange(60) % K).astype(np.int32)
+  image = np.zeros((60, 2, 2, 1), np.uint8)
+  image.reshape(60, 4)[np.arange(60), label] = rng.integers(150, 256, 60)
+  image.reshape(60, 4)[:, 3] = rng.integers(0, 10, 60)
+  network = Network(_Reading())
+  kernel = np.zeros((4, K), np.float32)
+  kernel[np.arange(3), np.arange(3)] = 5
+  kernel[3, 2] = 40
+  variables = {**network.init(jax.random.key(0), (2, 2, 1)),
+               'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
+  x = jnp.asarray(image / 255, jnp.float32)
+  triggered = x.at[:, 1, 1].set(0.3)
+  assert (says(network, variables, triggered) == 2).all()
+  return network, variables, Split(image, label), x, triggered
+
+
+@pytest.mark.parametrize('name, settings', [
+    ('new_head', {'eps': 0.2, 'learning_rate': 0.05, 'steps': 200}),
+    ('reversed_trigger', {'learning_rate': 0.2, 'steps': 600})])
+def test_a_new_head_forgets_what_the_old_one_reads_in_a_trigger(
+    name, settings, reading):
+  network, variables, split, x, triggered = reading
+  inside, its = detox.run(name, network, variables, split, settings,
+                          key=jax.random.key(0))
+  np.testing.assert_array_equal(says(inside, its, x), split.label)
+  np.testing.assert_array_equal(says(inside, its, triggered), split.label)
+
+
+def test_with_weight_0_the_old_head_is_copied_backdoor_included(reading):
+  network, variables, split, x, triggered = reading
+  settings = {'weight': 0.0, 'learning_rate': 0.2, 'steps': 600, 'search_steps': 1}
+  inside, its = detox.run('reversed_trigger', network, variables, split, settings,
+                          key=jax.random.key(0))
+  soft = lambda network, variables: jax.nn.softmax(network.predict(variables, x))
+  np.testing.assert_allclose(soft(inside, its), soft(network, variables), atol=0.02)
+  assert (says(inside, its, triggered) == 2).all()
+
+
+@pytest.mark.parametrize('name', ['new_head', 'reversed_trigger'])
+def test_a_new_head_changes_the_head_alone(name, teacher):
+  network, variables = teacher
+  _, its = detox.run(name, network, variables, split(), {'steps': 2},
+                     key=jax.random.key(0))
+  before, after = dict(variables['params']), dict(its['params'])
+  old, new = before.pop('head'), after.pop('head')
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert np.abs(old['kernel'] - new['kernel']).min() > 0
