@@ -36,8 +36,9 @@ fashion_mnist_badnets_cap, fashion_mnist_badnets_weight, fashion_mnist_badnets_l
 fashion_mnist_badnets_share: sensitivity to the mask's cap, lambda and layers and to the
 clean data; fashion_mnist_badnets_gates: which part of the gates does what;
 fashion_mnist_badnets_families: other students; fashion_mnist_badnets_adaptive: an
-attacker who keeps feature variance low; fashion_mnist_badnets_compose: ciard and fd from
-a detoxified teacher. Does it run? smoke
+attacker who keeps feature variance low; fashion_mnist_badnets_all_to_all: one who turns
+each class into the next; fashion_mnist_badnets_compose: ciard and fd from a detoxified
+teacher. Does it run? smoke
 """
 
 import ml_collections
@@ -57,7 +58,7 @@ VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
             'cifar10_badnets', 'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
             *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
-                'adaptive', 'compose')), 'smoke')
+                'adaptive', 'compose', 'all_to_all')), 'smoke')
 
 # What the attacks need on these data sets to reach a success rate of 95 %.
 ATTACKS = {
@@ -65,11 +66,11 @@ ATTACKS = {
             'test_options': {'amplitude': 120 / 255}},
     'lc': {'rate': 0.5, 'options': {'size': 7}, 'hardening': 0.4},
     'wanet': {'cover': 0.1, 'options': {'strength': 3.0, 'grid': 8}},
-    'input_aware': {'rate': 0.3},
+    'input_aware': {'rate': 0.2},
     'ckd': {'rate': 0.05, 'copies': True, 'start': 'source', 'layer': 'stage2'},
     'lba': {'rate': 0.1, 'start': 'source', 'layer': 'stage2', 'options': {'size': 7}},
 }
-EPOCHS = {'lc': 24}  # Of the teachers; 12 where nothing is said.
+EPOCHS = {'input_aware': 24, 'lc': 24}  # Of the teachers; 12 where nothing is said.
 # The trigger is faint enough that 'CE alone' mostly resists it; with opacity 1 that
 # student obeys it too. One validation, since triggers of earlier epochs are unfinished.
 ADBA = {'method': 'adba', 'model': 'cnn_16_32', 'validation': {'every': 12},
@@ -100,7 +101,8 @@ def get_config(variant=''):
       'teachers': {'poisoned': {'overrides': ADBA if what == 'adba' else {
           'method': 'adaptive' if what == 'adaptive' else 'standard',
           'model': teacher, 'train': longer,
-          'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {})}}},
+          'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {}),
+                       **({'mode': what} if what == 'all_to_all' else {})}}},
           'clean': {'overrides': {
               'method': 'standard', 'model': teacher, 'train': longer}}},
       'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
@@ -254,6 +256,11 @@ STUDENTS = {
                  defended('head, gates', HEAD, 'gates'),
                  defended('head, new_head', HEAD, 'new_head'),
                  defended('head, reversed', HEAD, 'reversed_trigger')),
+    'all_to_all': (
+        *_named(('CE alone', 'head', 'head, clean teacher', 'head, mask .9',
+                 'head, gates', 'head, new_head', 'head, reversed')),
+        defended('head, reversed, all', HEAD, 'reversed_trigger', classes=10),
+        *_named(('head, ft_sam', 'head, i_bau', 'logits'))),
     'compose': tuple(
         (f'{name}{label}', {
             'method': name, **more, 'detox': {'method': method, 'teacher': teacher}})
