@@ -12,6 +12,8 @@ import hypothesis
 import jax
 import pytest
 
+from rkd_jax.training import parallel
+
 # The same examples in every run.
 hypothesis.settings.register_profile('fixed', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('fixed')
@@ -30,9 +32,13 @@ def data_dir() -> str:
 
 @pytest.fixture(scope='session', autouse=True)
 def cache_dir(tmp_path_factory):
-  """Decoded data and compiled programs of the tests, away from the user's."""
+  """Decoded data and compiled programs of the tests, away from the user's.
+
+  Every program is kept from the start, as many tests compile the same ones anew.
+  """
   path = tmp_path_factory.mktemp('cache')
   os.environ['RKD_CACHE_DIR'] = str(path)
+  parallel.enable_compilation_cache()
   return path
 
 

@@ -47,7 +47,8 @@ def test_nnx():
 
   model = Model(nnx.Rngs(0))
   check(model)
-  out = bounds.crown(model, bounds.linf_ball(jnp.zeros((2, 5)), 0.1))
+  out = jax.jit(lambda ball: bounds.crown(model, ball))(
+      bounds.linf_ball(jnp.zeros((2, 5)), 0.1))
   assert (out.lower <= model(jnp.zeros((2, 5)))).all()
 
 

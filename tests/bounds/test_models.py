@@ -39,12 +39,13 @@ def network(name, shape):
 def check(name, shape, methods, radii=(0.0, 1e-3)):
   fn, variables = network(name, shape)
   x = np.random.default_rng(0).uniform(size=(2, *shape)).astype(np.float32)
+  bound = jax.jit(lambda v, b: {
+      m: getattr(bounds, m)(functools.partial(fn, v), b) for m in methods})
+  evaluate = exact(fn, variables, x.shape)
   for eps in radii:
     ball = bounds.linf_ball(x, eps, lower=0.0, upper=1.0)
-    bound = jax.jit(lambda v, b: {
-        m: getattr(bounds, m)(functools.partial(fn, v), b) for m in methods})
     found = bound(variables, ball)
-    outputs = exact(fn, variables, ball)
+    outputs = evaluate(ball)
     for method, b in found.items():
       low, high = np.asarray(b.lower, np.float64), np.asarray(b.upper, np.float64)
       assert not (np.isnan(low) | np.isnan(high)).any(), method
@@ -57,16 +58,20 @@ def check(name, shape, methods, radii=(0.0, 1e-3)):
       assert (found['crown'].lower >= found['ibp'].lower - slack).all()
 
 
-def exact(fn, variables, ball):
-  """The network in float64 at points and corners of the set: [n, B, K]."""
-  low, high = np.asarray(ball.lower, np.float64), np.asarray(ball.upper, np.float64)
-  share = np.random.default_rng(1).uniform(size=(20, *low.shape))
+def exact(fn, variables, shape):
+  """`ball -> [n, B, K]`, the network in float64 at points and corners of the set."""
+  share = np.random.default_rng(1).uniform(size=(20, *shape))
   share[10:] = np.round(share[10:])
-  x = low + share * (high - low)
   with jax.enable_x64(True):
-    traced = tracing.trace(functools.partial(fn, variables), low.shape, jnp.float64)
-    evaluate = jax.jit(jax.vmap(jax.vmap(lambda x: traced.evaluate(x[None])[0])))
-    return np.asarray(evaluate(jnp.asarray(x)))
+    traced = tracing.trace(functools.partial(fn, variables), shape, jnp.float64)
+    network = jax.jit(jax.vmap(jax.vmap(lambda x: traced.evaluate(x[None])[0])))
+
+  def evaluate(ball):
+    low, high = np.asarray(ball.lower, np.float64), np.asarray(ball.upper, np.float64)
+    with jax.enable_x64(True):
+      return np.asarray(network(jnp.asarray(low + share * (high - low))))
+
+  return evaluate
 
 
 @pytest.mark.parametrize('name', list(SMALL))

@@ -34,6 +34,7 @@ def network(seed, sizes):
 
 TEACHER, STUDENT = network(0, (2, 6, 6, K)), network(1, (2, 5, K))
 CENTERS = np.random.default_rng(2).uniform(size=(3, 2)).astype(np.float32)
+CLASSES = np.array([0, 2, 1])
 
 
 def on_a_grid(ball, classes=None):
@@ -61,11 +62,10 @@ def compiled(method, single):
 @pytest.mark.parametrize('single', [False, True])
 @pytest.mark.parametrize('method', certified.PURE)
 def test_bounds_are_above_every_point(method, single):
-  classes = np.array([0, 2, 1])
   for eps in (0.0, 1e-3, 0.1, 0.5):
     ball = bounds.linf_ball(CENTERS, eps)
-    upper = np.asarray(compiled(method, single)(ball, classes), np.float64)
-    true = on_a_grid(ball, classes if single else None)
+    upper = np.asarray(compiled(method, single)(ball, CLASSES), np.float64)
+    true = on_a_grid(ball, CLASSES if single else None)
     assert (upper >= true).all() and (upper <= 1).all(), eps
     if eps == 0:
       np.testing.assert_allclose(upper, true, atol=1e-3)
@@ -74,7 +74,7 @@ def test_bounds_are_above_every_point(method, single):
 def test_the_best_is_no_looser_than_the_others():
   for eps in (0.05, 0.3):
     ball = bounds.linf_ball(CENTERS, eps)
-    found = {m: np.asarray(compiled(m, False)(ball, None)) for m in certified.PURE}
+    found = {m: np.asarray(compiled(m, False)(ball, CLASSES)) for m in certified.PURE}
     for other in ('margins', 'crown', 'alpha_crown'):
       assert (found['best'] <= found[other] + 1e-5).all(), (eps, other)
     assert (found['crown'] <= found['crown_ibp'] + 1e-5).all()
