@@ -3,8 +3,8 @@
 Command:  rkd compare --config configs/robustkd_small.py:fashion_mnist_badnets \\
               --workdir runs/fashion_badnets
           rkd backdoor-table runs/fashion_badnets runs/fashion_blended
-Cost:     see docs/backdoors.md.
-Expected: the tables in docs/backdoors.md.
+Cost:     see docs/backdoors_results.md.
+Expected: the tables in docs/backdoors_results.md.
 
 One poisoned teacher (cnn_16_32, standard training), students cnn_8_16 that see clean
 images alone. First without a defence, by every recipe: cross-entropy alone, features

@@ -15,7 +15,7 @@ from rkd_jax.data.dataset import Split
 from rkd_jax.detox import neural_cleanse, universal
 from rkd_jax.training import rng
 
-SUSPICIOUS = 3.0  # Between the clean and the poisoned networks of docs/backdoors.md.
+SUSPICIOUS = 3.0  # Between clean and poisoned networks: docs/backdoors_results.md.
 
 
 class Report(NamedTuple):

@@ -197,9 +197,9 @@ def test_bad_arguments(mlp, centers):
 
 # Elementwise, linear, pooling and product layers: each of them in two of these.
 FUNCTIONS = (
-    ('relu', 'tanh', 'max'), ('exp', 'square', 'relu'), ('gelu', 'softplus', 'mix', 'abs'),
-    ('sigmoid', 'product', 'abs', 'tanh'), ('max', 'exp', 'mix', 'softplus', 'square'),
-    ('product', 'gelu', 'sigmoid'))
+    ('relu', 'tanh', 'max'), ('exp', 'square', 'relu'), ('product', 'gelu', 'sigmoid'),
+    ('gelu', 'softplus', 'mix', 'abs'), ('sigmoid', 'product', 'abs', 'tanh'),
+    ('max', 'exp', 'mix', 'softplus', 'square'))
 
 
 def apply(names, weights, x):
