@@ -36,6 +36,11 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
     raise ConfigError('config.compare.students is empty: name each student '
                       'and what to change for it, ((name, {key: value}), ...)')
   plans = {seed: _plan(config, workdir, seed) for seed in config.compare.seeds}
+  # Most rows, and all seeds, have the same teachers.
+  distinct = {(str(sub.teachers), str(experiment.teacher_names(sub))): sub
+              for plan in plans.values() for sub, _ in plan.values()}
+  for sub in distinct.values():
+    experiment.check_teachers(sub)
   configuration.claim(workdir, config)
   parallel.enable_compilation_cache()
   total = sum(experiment.cost(sub) for plan in plans.values()

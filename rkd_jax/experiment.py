@@ -43,13 +43,14 @@ def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd') -> dict:
   """
   config = configuration.resolve(config)
   check(config)
+  check_teachers(config)
   parallel.enable_compilation_cache()
   with progress_bar(cost(config)) as progress:
     return run_checked(config, pathlib.Path(workdir), progress)
 
 
 def run_checked(config, workdir: pathlib.Path, progress) -> dict:
-  """`run` of a complete config that went through `check`.
+  """`run` of a complete config that went through `check` and `check_teachers`.
 
   It advances the bar `progress` by `cost(config)`.
   """
@@ -170,6 +171,19 @@ def check(config):
     if config.teachers[name].overrides:
       check(teacher_config(config, name))
   return dataset
+
+
+def check_teachers(config) -> None:
+  """Raises as `stages.teachers.restore` does of a teacher that is there already.
+
+  Those that are trained for this experiment, or for its comparison, are not.
+  """
+  for name in dict.fromkeys(teacher_names(config).values()):
+    spec = config.teachers[name]
+    if spec.overrides:
+      check_teachers(teacher_config(config, name))
+    elif configuration.WORKDIR not in spec.run:
+      restore(name, spec, build.load_data(config), dtype=config.dtype)
 
 
 def teacher_names(config) -> dict[str, str]:

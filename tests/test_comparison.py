@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rkd_jax import cli, comparison
-from rkd_jax.errors import ConfigError
+from rkd_jax.errors import CheckpointError, ConfigError
 
 SMALL = {
     'devices': 1, 'model': 'mlp_16', 'data': {'name': 'digits'},
@@ -82,4 +82,13 @@ def test_compare_finds_what_is_wrong_before_it_writes(changes, tmp_path):
             'compare': {'students': (('good', {}),)}, **changes}
   with pytest.raises(ConfigError, match='mlpp'):
     comparison.run(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_that_is_not_there_is_found_before_anything_is_written(tmp_path):
+  config = {**SMALL, 'teachers': {'robust': {'run': str(tmp_path / 'none')}},
+            'compare': {'seeds': (0,), 'students': (
+                ('plain', {'method': 'standard'}), ('RSLAD', {'method': 'rslad'}))}}
+  with pytest.raises(CheckpointError, match='no finished run there'):
+    comparison.run(config, tmp_path / 'compared')
   assert not list(tmp_path.iterdir())

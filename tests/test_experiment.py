@@ -205,6 +205,7 @@ def test_teachers_that_cannot_be_used(finished, tmp_path):
   with pytest.raises(CheckpointError):
     rkd.run({**SMALL, 'method': 'rslad', 'teachers': {
         'robust': {'weights': file, 'model': 'mlp_32'}}}, tmp_path / 'd')
+  assert not list(tmp_path.iterdir())  # Nothing was begun.
 
 
 def test_a_teacher_from_a_weight_file(finished, tmp_path):
