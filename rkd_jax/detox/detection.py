@@ -16,6 +16,9 @@ from rkd_jax.detox import neural_cleanse, universal
 from rkd_jax.training import rng
 
 SUSPICIOUS = 3.0  # Between clean and poisoned networks: docs/backdoors_results.md.
+# The least deviations, else classes that are all alike are told apart by noise: a share
+# of the median size, and nats.
+_LEAST_SIZE, _LEAST_REACH = 0.2, 0.5
 
 
 class Report(NamedTuple):
@@ -38,7 +41,8 @@ class Report(NamedTuple):
   @property
   def anomaly(self) -> np.ndarray:
     """float[K], how many deviations a class lies below the median in size and -reach."""
-    return anomaly_index(self.size) + anomaly_index(-self.reach)
+    return (anomaly_index(self.size, _LEAST_SIZE * np.median(self.size))
+            + anomaly_index(-self.reach, _LEAST_REACH))
 
   @property
   def nearest(self) -> np.ndarray:
@@ -71,13 +75,13 @@ def detect(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int,
   return Report(found.size, found.success, reach, found.masks, found.patterns)
 
 
-def anomaly_index(size: np.ndarray) -> np.ndarray:
-  """(median - size) / (1.4826 * median absolute deviation); float[K].
+def anomaly_index(size: np.ndarray, least: float = 0.0) -> np.ndarray:
+  """(median - size) / max(1.4826 * median absolute deviation, least); float[K].
 
   1.4826 makes the deviation that of a normal distribution. Where all sizes are
   equal it is 0.
   """
   size = np.asarray(size, np.float64)
   below = np.median(size) - size
-  deviation = 1.4826 * np.median(np.abs(below))
+  deviation = max(1.4826 * np.median(np.abs(below)), least)
   return below / deviation if deviation > 0 else np.zeros_like(size)

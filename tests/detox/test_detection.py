@@ -15,6 +15,7 @@ def test_anomaly_index_by_hand():
   # Median 10, deviations 0 2 1 1 9: their median is 1.
   np.testing.assert_allclose(
       detection.anomaly_index(size), (10 - size) / 1.4826)
+  np.testing.assert_allclose(detection.anomaly_index(size, 5.0), (10 - size) / 5)
   assert (detection.anomaly_index(np.ones(4)) == 0).all()
 
 
@@ -48,8 +49,18 @@ def test_reach_is_that_of_the_best_perturbation_of_a_linear_network():
 
 
 def test_a_report_adds_both_indices():
-  size, reach = np.array([10., 20, 22, 24, 26]), np.array([-4., -5, -5, -6, -1])
+  size, reach = np.array([10., 12, 22, 32, 42]), np.array([-2., -5, -5, -6, -7])
   report = detection.Report(size, np.ones(5), reach, None, None)
-  by_hand = (22 - size) / (1.4826 * 2) + (reach + 5) / 1.4826
+  by_hand = (22 - size) / (1.4826 * 10) + (reach + 5) / 1.4826
   np.testing.assert_allclose(report.anomaly, by_hand)
-  assert list(report.nearest) == [0, 4, 1, 2, 3] and report.suspects == [0]
+  assert list(report.nearest) == [0, 1, 2, 3, 4]
+
+
+def test_classes_that_are_all_alike_are_not_suspicious():
+  """One of them stands out by many deviations, each of which is next to nothing."""
+  size = np.array([50.0, 65, 66, 65, 66, 65])
+  reach = np.array([-0.1, -0.3, -0.31, -0.32, -0.3, -0.31])
+  report = detection.Report(size, np.ones(6), reach, None, None)
+  assert detection.anomaly_index(size)[0] > 3 < detection.anomaly_index(-reach)[0]
+  assert report.suspects == [] and report.nearest[0] == 0
+  assert report._replace(size=np.where(size == 50, 10, size)).suspects == [0]
