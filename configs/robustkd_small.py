@@ -246,9 +246,9 @@ STUDENTS = {
             ('head, clean', {'weight': 0.0, 'penalty': 0.0, 'layers': 'features'})))),
     'families': tuple(
         (f'{model}, {label}', {**recipe, 'model': model})
-        for model in ('cnn_4_8', 'mlp_64_64', 'resnet8')
+        for model in ('cnn_4_8', 'cnn_pool_8_16', 'mlp_64_64')
         for label, recipe in (
-            ('CE alone', CE), ('logits', LOGITS),
+            ('CE alone', CE), ('logits', LOGITS), ('logits, clean teacher', _clean(LOGITS)),
             defended('logits, mask .9', LOGITS, 'masks', cap=0.9),
             defended('logits, new_head', LOGITS, 'new_head'),
             defended('logits, reversed', LOGITS, 'reversed_trigger'))),
