@@ -248,7 +248,8 @@ STUDENTS = {
         (f'{model}, {label}', {**recipe, 'model': model})
         for model in ('cnn_4_8', 'cnn_pool_8_16', 'mlp_64_64')
         for label, recipe in (
-            ('CE alone', CE), ('logits', LOGITS), ('logits, clean teacher', _clean(LOGITS)),
+            ('CE alone', CE), ('logits', LOGITS),
+            ('logits, clean teacher', _clean(LOGITS)),
             defended('logits, mask .9', LOGITS, 'masks', cap=0.9),
             defended('logits, new_head', LOGITS, 'new_head'),
             defended('logits, reversed', LOGITS, 'reversed_trigger'))),
