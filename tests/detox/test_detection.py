@@ -49,11 +49,11 @@ def test_reach_is_that_of_the_best_perturbation_of_a_linear_network():
 
 
 def test_a_report_adds_both_indices():
-  size, reach = np.array([10., 12, 22, 32, 42]), np.array([-2., -5, -5, -6, -7])
+  size, reach = np.array([22., 10, 42, 12, 32]), np.array([-5., -1, -7, -5, -6])
   report = detection.Report(size, np.ones(5), reach, None, None)
   by_hand = (22 - size) / (1.4826 * 10) + (reach + 5) / 1.4826
   np.testing.assert_allclose(report.anomaly, by_hand)
-  assert list(report.nearest) == [0, 1, 2, 3, 4]
+  assert list(report.nearest) == [1, 3, 0, 4, 2] and report.suspects == [1]
 
 
 def test_classes_that_are_all_alike_are_not_suspicious():
