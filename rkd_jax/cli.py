@@ -1,7 +1,6 @@
 """The command `rkd`: what to do and where, no mathematics."""
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -19,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
   except errors.ConfigError as error:
     print(f'rkd: {error}', file=sys.stderr)
     return 2
-  except errors.RkdError as error:
+  except (errors.RkdError, OSError) as error:  # The latter names its file.
     print(f'rkd: {error}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
@@ -204,7 +203,7 @@ def _detect(arguments, rest):
 
 
 def _show_trigger(arguments, rest):
-  from rkd_jax import backdoors, data
+  from rkd_jax import backdoors, comparison, data
   from rkd_jax.backdoors import files
   from rkd_jax.report import triggers
   _no_more(rest)
@@ -212,17 +211,23 @@ def _show_trigger(arguments, rest):
     raise errors.ConfigError('show-trigger needs one of --workdir (a poisoned run) and '
                              '--trigger (a name)')
   path = pathlib.Path(arguments.out or 'trigger.png')
+  if path.suffix != '.png':
+    raise errors.ConfigError(f'--out {arguments.out!r}: wanted a file ending in .png')
   if arguments.workdir:
     workdir = pathlib.Path(arguments.workdir)
+    config = comparison.read_config(workdir)
+    if not (workdir / 'backdoor').is_dir():
+      raise errors.ConfigError(
+          f'{workdir} is not poisoned (backdoor/ is missing); --workdir is a run with '
+          'config.backdoor.trigger, in a comparison seedN/teachers/NAME')
     trigger, _ = files.load(workdir / 'backdoor')
-    settings = json.loads((workdir / 'config.json').read_text())['data']
-    dataset = data.load(settings['name'], data_dir=settings['data_dir'] or None)
+    dataset = data.load(config.data.name, data_dir=config.data.data_dir or None)
     if not arguments.out:
       path = workdir / 'figures' / 'trigger.png'
   else:
-    dataset = data.load(arguments.data, data_dir=arguments.data_dir or None)
     if arguments.trigger not in backdoors.FIXED:
       raise errors.unknown_name('fixed trigger', arguments.trigger, backdoors.FIXED)
+    dataset = data.load(arguments.data, data_dir=arguments.data_dir or None)
     trigger = backdoors.FIXED[arguments.trigger](dataset.image_shape)
   clean = dataset.test.image[:6]
   print(f'picture: {triggers.draw(clean, trigger.apply(clean), trigger.name, path)}')
