@@ -1,4 +1,4 @@
-"""The family of adversarial distillation methods on MNIST and Fashion-MNIST.
+"""The family of adversarial distillation methods on small networks.
 
 Command:  rkd compare --config configs/compare_small.py:mnist --workdir runs/mnist
           rkd compare --config configs/compare_small.py:fashion_mnist \\
@@ -32,6 +32,9 @@ Variants:
   fashion_mnist  eps 0.1, 6,000 training images, 10 epochs
   mnist_family, fashion_mnist_family
                  the same data, all methods
+  cifar10, cifar10_family
+                 eps 8/255, 6,000 training images, 10 epochs: a look at other images,
+                 far from what configs/compare_cifar10.py is for
   mnist_full, fashion_mnist_full
                  all images, 60 epochs: for accelerators
   smoke, smoke_family
@@ -42,7 +45,7 @@ Variants:
 import ml_collections
 
 VARIANTS = ('mnist', 'fashion_mnist', 'mnist_full', 'fashion_mnist_full', 'mnist_family',
-            'fashion_mnist_family', 'smoke', 'smoke_family')
+            'fashion_mnist_family', 'cifar10', 'cifar10_family', 'smoke', 'smoke_family')
 
 DATA = {
     'mnist': {'attack': {'eps': 0.3, 'step_size': 0.3 / 4, 'eps_warmup': 0.5},
@@ -51,6 +54,10 @@ DATA = {
               'train': {'epochs': 12, 'checkpoint_every': 6}},
     'fashion_mnist': {
         'attack': {'eps': 0.1, 'step_size': 0.1 / 4, 'eps_warmup': 0.5},
+        'optimizer': {'learning_rate': 0.05, 'clip_norm': 1.0},
+        'train': {'epochs': 10, 'checkpoint_every': 5}},
+    'cifar10': {
+        'attack': {'eps': 8 / 255, 'step_size': 2 / 255, 'eps_warmup': 0.5},
         'optimizer': {'learning_rate': 0.05, 'clip_norm': 1.0},
         'train': {'epochs': 10, 'checkpoint_every': 5}},
 }
