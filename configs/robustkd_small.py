@@ -24,7 +24,8 @@ fashion_mnist_input_aware_short, fashion_mnist_lba_short. With those of the new 
 alone: fashion_mnist_blended_new_head, fashion_mnist_wanet_new_head,
 fashion_mnist_ckd_new_head. With those of both new heads: fashion_mnist_badnets_reversed,
 fashion_mnist_blended_reversed, fashion_mnist_sig_reversed, fashion_mnist_wanet_reversed,
-fashion_mnist_ckd_reversed. CIFAR-10: cifar10_badnets, what passes between networks with
+fashion_mnist_ckd_reversed. With baselines that train harder than their defaults:
+fashion_mnist_badnets_baselines, fashion_mnist_blended_baselines. CIFAR-10: cifar10_badnets, what passes between networks with
 BatchNorm, wide_resnet16_1 to wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the
 fewer rows with the networks of the other data sets.
 mnist_adba, fashion_mnist_adba: a teacher made so that its backdoor survives distillation
@@ -51,7 +52,8 @@ _SHORT = ('mnist_badnets', 'mnist_blended', 'mnist_wanet', 'fashion_mnist_sig',
           'fashion_mnist_lc', 'fashion_mnist_input_aware', 'fashion_mnist_lba')
 # With some of the rows, on Fashion-MNIST.
 _FEW = {'new_head': ('blended', 'wanet', 'ckd'), 'labels': ('blended', 'sig', 'wanet'),
-        'reversed': ('badnets', 'blended', 'sig', 'wanet', 'ckd')}
+        'reversed': ('badnets', 'blended', 'sig', 'wanet', 'ckd'),
+        'baselines': ('badnets', 'blended')}
 VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
             *(f'fashion_mnist_{trigger}_{what}'
               for what, triggers in _FEW.items() for trigger in triggers),
@@ -215,6 +217,10 @@ STUDENTS = {
     'reversed': _named(tuple(
         f'{recipe}{what}' for recipe in ('head', 'logits')
         for what in ('', ', clean teacher', ', new_head', ', reversed'))),
+    # Ten times the rate, more steps: the best of these at seed 0 of BadNets.
+    'baselines': (*_named(('head', 'head, clean teacher', 'head, reversed')), *(
+        defended(f'head, {method}, rate .1', HEAD, method, learning_rate=0.1, steps=1000)
+        for method in ('finetune', 'fine_pruning', 'ft_sam'))),
     'adba': (*UNDEFENDED, ('logits, CE', LOGITS_CE), ('logits', LOGITS),
              *_all_defences('logits, CE', LOGITS_CE)),
     'labels': tuple(
