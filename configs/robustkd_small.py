@@ -25,9 +25,10 @@ alone: fashion_mnist_blended_new_head, fashion_mnist_wanet_new_head,
 fashion_mnist_ckd_new_head. With those of both new heads: fashion_mnist_badnets_reversed,
 fashion_mnist_blended_reversed, fashion_mnist_sig_reversed, fashion_mnist_wanet_reversed,
 fashion_mnist_ckd_reversed. With baselines that train harder than their defaults:
-fashion_mnist_badnets_baselines, fashion_mnist_blended_baselines. CIFAR-10: cifar10_badnets, what passes between networks with
-BatchNorm, wide_resnet16_1 to wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the
-fewer rows with the networks of the other data sets.
+fashion_mnist_badnets_baselines, fashion_mnist_blended_baselines. CIFAR-10:
+cifar10_badnets, what passes between networks with BatchNorm, wide_resnet16_1 to
+wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the fewer rows with the networks
+of the other data sets.
 mnist_adba, fashion_mnist_adba: a teacher made so that its backdoor survives distillation
 with labels; read every row beside 'CE alone', which no teacher taught, because its
 trigger is also a universal perturbation. Others:
