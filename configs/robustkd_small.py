@@ -73,6 +73,13 @@ ATTACKS = {
     'ckd': {'rate': 0.05, 'copies': True, 'start': 'source', 'layer': 'stage2'},
     'lba': {'rate': 0.1, 'start': 'source', 'layer': 'stage2', 'options': {'size': 7}},
 }
+# Digits are learnt without the trigger more easily.
+MNIST_ATTACKS = {
+    'sig': {'rate': 0.9, 'options': {'amplitude': 40 / 255},
+            'test_options': {'amplitude': 160 / 255}},
+    'lc': {**ATTACKS['lc'], 'hardening': 0.5},
+    'lba': {**ATTACKS['lba'], 'rate': 0.2},
+}
 EPOCHS = {'input_aware': 24, 'lc': 24}  # Of the teachers; 12 where nothing is said.
 # The trigger is faint enough that 'CE alone' mostly resists it; with opacity 1 that
 # student obeys it too. One validation, since triggers of earlier epochs are unfinished.
@@ -88,6 +95,7 @@ def get_config(variant=''):
   data, trigger, what = split(variant)
   normalised = data == 'cifar10' and what != 'cnn'
   teacher = 'wide_resnet16_1' if normalised else 'cnn_16_32'
+  attacks = {**ATTACKS, **(MNIST_ATTACKS if data == 'mnist' else {})}
   epochs = EPOCHS.get(trigger)
   longer = {'epochs': epochs, 'checkpoint_every': epochs} if epochs else {}
   config = ml_collections.ConfigDict({
@@ -104,7 +112,7 @@ def get_config(variant=''):
       'teachers': {'poisoned': {'overrides': ADBA if what == 'adba' else {
           'method': 'adaptive' if what == 'adaptive' else 'standard',
           'model': teacher, 'train': longer,
-          'backdoor': {'trigger': trigger, **ATTACKS.get(trigger, {}),
+          'backdoor': {'trigger': trigger, **attacks.get(trigger, {}),
                        **({'mode': what} if what == 'all_to_all' else {})}}},
           'clean': {'overrides': {
               'method': 'standard', 'model': teacher, 'train': longer}}},
