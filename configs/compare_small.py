@@ -7,6 +7,7 @@ Command:  rkd compare --config configs/compare_small.py:mnist --workdir runs/mni
               --workdir runs/mnist_family
           rkd compare --config configs/compare_small.py:fashion_mnist_family \\
               --workdir runs/fashion_family
+          rkd compare --config configs/compare_small.py:cifar10 --workdir runs/c10
 Cost:     36 and 46 minutes, each with one of two CPU cores to itself, about; of the
           family 45 and 30 minutes on one core.
 Expected: the tables in docs/results.md.
