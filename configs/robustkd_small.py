@@ -24,8 +24,10 @@ fashion_mnist_input_aware_short, fashion_mnist_lba_short. With those of the new 
 alone: fashion_mnist_blended_new_head, fashion_mnist_wanet_new_head,
 fashion_mnist_ckd_new_head. With those of both new heads: fashion_mnist_badnets_reversed,
 fashion_mnist_blended_reversed, fashion_mnist_sig_reversed, fashion_mnist_wanet_reversed,
-fashion_mnist_ckd_reversed. With baselines that train harder than their defaults:
-fashion_mnist_badnets_baselines, fashion_mnist_blended_baselines. CIFAR-10:
+fashion_mnist_ckd_reversed. With the undefended students alone: fashion_mnist_sig_passing,
+fashion_mnist_lc_passing, fashion_mnist_input_aware_passing, fashion_mnist_lba_passing.
+With baselines that train harder than their defaults: fashion_mnist_badnets_baselines,
+fashion_mnist_blended_baselines. CIFAR-10:
 cifar10_badnets, what passes between networks with BatchNorm, wide_resnet16_1 to
 wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the fewer rows with the networks
 of the other data sets.
@@ -54,7 +56,8 @@ _SHORT = ('mnist_badnets', 'mnist_blended', 'mnist_wanet', 'fashion_mnist_sig',
 # With some of the rows, on Fashion-MNIST.
 _FEW = {'new_head': ('blended', 'wanet', 'ckd'), 'labels': ('blended', 'sig', 'wanet'),
         'reversed': ('badnets', 'blended', 'sig', 'wanet', 'ckd'),
-        'baselines': ('badnets', 'blended')}
+        'baselines': ('badnets', 'blended'),
+        'passing': ('sig', 'lc', 'input_aware', 'lba')}
 VARIANTS = (*_PAIRS, *(f'{pair}_short' for pair in _SHORT),
             *(f'fashion_mnist_{trigger}_{what}'
               for what, triggers in _FEW.items() for trigger in triggers),
@@ -226,6 +229,7 @@ STUDENTS = {
     'reversed': _named(tuple(
         f'{recipe}{what}' for recipe in ('head', 'logits')
         for what in ('', ', clean teacher', ', new_head', ', reversed'))),
+    'passing': PASSING,
     # Ten times the rate, more steps: the best of these at seed 0 of BadNets.
     'baselines': (*_named(('head', 'head, clean teacher', 'head, reversed')), *(
         defended(f'head, {method}, rate .1', HEAD, method, learning_rate=0.1, steps=1000)
