@@ -229,7 +229,7 @@ STUDENTS = {
     'reversed': _named(tuple(
         f'{recipe}{what}' for recipe in ('head', 'logits')
         for what in ('', ', clean teacher', ', new_head', ', reversed'))),
-    'passing': PASSING,
+    'passing': (*PASSING, *_named(('head, clean teacher', 'logits, clean teacher'))),
     # Ten times the rate, more steps: the best of these at seed 0 of BadNets.
     'baselines': (*_named(('head', 'head, clean teacher', 'head, reversed')), *(
         defended(f'head, {method}, rate .1', HEAD, method, learning_rate=0.1, steps=1000)
