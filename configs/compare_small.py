@@ -9,7 +9,7 @@ Command:  rkd compare --config configs/compare_small.py:mnist --workdir runs/mni
               --workdir runs/fashion_family
           rkd compare --config configs/compare_small.py:cifar10 --workdir runs/c10
 Cost:     36 and 46 minutes, each with one of two CPU cores to itself, about; of the
-          family 45 and 30 minutes on one core.
+          family 45 and 30 minutes on one core, of CIFAR-10 an hour.
 Expected: the tables in docs/results.md.
 
 Three seeds. Every student has the same clean teacher (standard training) and
