@@ -35,21 +35,22 @@ def project(points, normals, values, *, norm: str):
   largest = jnp.max(size, axis=1)
   scale = jnp.where(largest > 0, largest, 1)
   size, need = size / scale[:, None], jnp.abs(values) / scale
-  moves = {'linf': _linf, 'l2': _l2, 'l1': _l1}[norm](size, room, need)
-  reached = jnp.sum(size * room, axis=1) > need
+  gain = size * room  # Of a pixel that moves as far as the box lets it.
+  moves = {'linf': _linf, 'l2': _l2, 'l1': _l1}[norm](size, room, gain, need)
+  reached = jnp.sum(gain, axis=1) > need
   moves = jnp.where(reached[:, None], moves, room)
   return jnp.clip(flat + side * moves, 0, 1).reshape(points.shape)
 
 
-def _linf(size, room, need):
+def _linf(size, room, gain, need):
   """All pixels move by t, or as far as they can."""
-  return jnp.minimum(_climb(size, room, size * room, need)[:, None], room)
+  return jnp.minimum(_climb(size, room, gain, need)[:, None], room)
 
 
-def _l2(size, room, need):
+def _l2(size, room, gain, need):
   """A pixel moves by t times its weight, or as far as it can."""
   full_at = jnp.where(size > 0, room / jnp.where(size > 0, size, 1), 0)
-  t = _climb(jnp.square(size), full_at, size * room, need)
+  t = _climb(jnp.square(size), full_at, gain, need)
   return jnp.minimum(t[:, None] * size, room)
 
 
@@ -76,9 +77,8 @@ def _climb(rate, full_at, gain, need):
   return lax.while_loop(goes_on, step, (0, start, need > 0))[1]
 
 
-def _l1(size, room, need):
+def _l1(size, room, gain, need):
   """All pixels above a weight move as far as they can, those of this weight in part."""
-  gain = size * room
   total = lambda chosen: jnp.sum(jnp.where(chosen, gain, 0), axis=1)
   least = bisection.greatest(lambda t: total(size >= t[:, None]) >= need, len(size))
   above, at = size > least[:, None], size == least[:, None]
