@@ -1,6 +1,7 @@
 """The command `rkd`: what to do and where, no mathematics."""
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -11,13 +12,19 @@ _EPILOG = """settings: --config.KEY=VALUE changes any key, for example
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one command; the exit code: 0 done, 1 failed, 2 bad settings."""
+  """Runs one command; the exit code: 0 done, 1 failed, 2 bad settings, 130
+  interrupted, 141 nobody reads the output any more."""
   arguments, rest = _parser().parse_known_args(argv)
   try:
-    return arguments.run(arguments, rest) or 0
+    code = arguments.run(arguments, rest) or 0
+    sys.stdout.flush()
+    return code
   except errors.ConfigError as error:
     print(f'rkd: {error}', file=sys.stderr)
     return 2
+  except BrokenPipeError:  # Whoever read the output has gone, as in `rkd list | head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except (errors.RkdError, OSError) as error:  # The latter names its file.
     print(f'rkd: {error}', file=sys.stderr)
     return 1

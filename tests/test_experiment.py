@@ -245,3 +245,13 @@ def test_list_names_everything(capsys):
   shown = capsys.readouterr().out
   for name in ('wide_resnet', 'ciard', 'pgd', 'fashion_mnist'):
     assert name in shown
+
+
+def test_a_reader_who_stops_is_no_error():
+  reads, writes = os.pipe()
+  os.close(reads)
+  with open(writes, 'w') as nobody:
+    done = subprocess.run(
+        [sys.executable, '-m', 'rkd_jax', 'list'], stdout=nobody, check=False,
+        stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert (done.returncode, done.stderr) == (141, b'')
