@@ -42,9 +42,10 @@ fashion_mnist_badnets_cap, fashion_mnist_badnets_weight, fashion_mnist_badnets_l
 fashion_mnist_badnets_share: sensitivity to the mask's cap, lambda and layers and to the
 clean data; fashion_mnist_badnets_gates: which part of the gates does what;
 fashion_mnist_badnets_families: other students; fashion_mnist_badnets_adaptive: an
-attacker who keeps feature variance low; fashion_mnist_badnets_all_to_all: one who turns
-each class into the next; fashion_mnist_badnets_compose: ciard and fd from a detoxified
-teacher. Does it run? smoke
+attacker who keeps feature variance low; fashion_mnist_badnets_decoys: one who gives
+every class a trigger, so that none stands out; fashion_mnist_badnets_all_to_all: one
+who turns each class into the next; fashion_mnist_badnets_compose: ciard and fd from a
+detoxified teacher. Does it run? smoke
 """
 
 import ml_collections
@@ -68,7 +69,7 @@ VARIANTS = (*_PAIRS, *(f'{data}_{trigger}_{what}'
             'cifar10_badnets', 'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
             *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
-                'adaptive', 'compose', 'all_to_all')), 'smoke')
+                'adaptive', 'decoys', 'compose', 'all_to_all')), 'smoke')
 
 # What the attacks need on these data sets to reach a success rate of 95 %.
 ATTACKS = {
@@ -87,6 +88,7 @@ MNIST_ATTACKS = {
     'lc': {**ATTACKS['lc'], 'hardening': 0.5},
     'lba': {**ATTACKS['lba'], 'rate': 0.2},
 }
+DECOYS = {'decoys': 9, 'rate': 0.05}  # Half of the images are poisoned.
 EPOCHS = {'input_aware': 24, 'lc': 24}  # Of the teachers; 12 where nothing is said.
 # The trigger is faint enough that 'CE alone' mostly resists it; with opacity 1 that
 # student obeys it too. One validation, since triggers of earlier epochs are unfinished.
@@ -120,6 +122,7 @@ def get_config(variant=''):
           'method': 'adaptive' if what == 'adaptive' else 'standard',
           'model': teacher, 'train': longer,
           'backdoor': {'trigger': trigger, **attacks.get(trigger, {}),
+                       **(DECOYS if what == 'decoys' else {}),
                        **({'mode': what} if what == 'all_to_all' else {})}}},
           'clean': {'overrides': {
               'method': 'standard', 'model': teacher, 'train': longer}}},
@@ -280,6 +283,14 @@ STUDENTS = {
                  defended('head, gates', HEAD, 'gates'),
                  defended('head, new_head', HEAD, 'new_head'),
                  defended('head, reversed', HEAD, 'reversed_trigger')),
+    'decoys': tuple(
+        row for short, recipe in (('head', HEAD), ('logits', LOGITS))
+        for row in (
+            (short, recipe), (f'{short}, clean teacher', _clean(recipe)),
+            defended(f'{short}, new_head', recipe, 'new_head'),
+            defended(f'{short}, reversed', recipe, 'reversed_trigger'),
+            defended(f'{short}, reversed, all', recipe, 'reversed_trigger', classes=10),
+            defended(f'{short}, ft_sam', recipe, 'ft_sam'))),
     'all_to_all': (
         *_named(('CE alone', 'head', 'head, clean teacher', 'head, mask .9',
                  'head, gates', 'head, new_head', 'head, reversed')),

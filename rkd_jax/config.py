@@ -90,6 +90,7 @@ def default_config() -> ConfigDict:
           'cover': -1.0,  # Cover images for each poisoned one; < 0: as published.
           'hardening': 8 / 255,  # For lc: L-inf radius in which images are made hard.
           'copies': False,  # Keep the clean originals of poisoned images too.
+          'decoys': 0,  # Other classes with a trigger each, so that none stands out.
           'layer': 'stage2',  # For ckd and lba: whose features they are made for.
           'start': '',  # Weights to start from: a safetensors file, or 'source'.
       },

@@ -5,6 +5,7 @@
     data = rkd.backdoors.poison(split, trigger, rate=0.1, seed=0, num_classes=10)
 """
 
+from rkd_jax.backdoors.decoys import decoys
 from rkd_jax.backdoors.generated import input_aware
 from rkd_jax.backdoors.optimised import ckd, lba
 from rkd_jax.backdoors.poisoning import (
@@ -29,7 +30,7 @@ COVER = {'wanet': 2.0, 'input_aware': 1.0}
 
 __all__ = ['COVER', 'FIXED', 'MODES', 'NAMES', 'NEED_SOURCE', 'TRAINED', 'Poisoned',
            'Trigger', 'badnets', 'blended', 'check_share', 'check_target', 'ckd',
-           'describe', 'harden', 'input_aware', 'lba', 'lc', 'poison', 'sig',
+           'decoys', 'describe', 'harden', 'input_aware', 'lba', 'lc', 'poison', 'sig',
            'stamped', 'wanet', 'wanted_labels']
 
 

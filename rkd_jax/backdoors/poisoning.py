@@ -1,7 +1,7 @@
 """Poisoned training data as a pure function of the seed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,19 @@ class Poisoned:
     split: the training data, copies of poisoned images at its end.
     index: int64[n], sorted: where the poisoned images are.
     cover_index: int64[m], sorted: where the cover images are.
+    decoy_index: int64[d, n], each sorted: where the images of each decoy are.
   """
 
   split: Split
   index: np.ndarray
   cover_index: np.ndarray
+  decoy_index: np.ndarray
 
 
 def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
            num_classes: int, mode: str = 'all_to_one', cover: float = 0.0,
-           copies: bool = False, perturb: Callable | None = None) -> Poisoned:
+           copies: bool = False, perturb: Callable | None = None,
+           decoys: Sequence[Trigger] = ()) -> Poisoned:
   """Puts a trigger into a share of the training images and relabels them.
 
   Which images it is depends on `seed` and the labels alone; those of a smaller
@@ -54,6 +57,8 @@ def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
     copies: keep the poisoned images' clean originals too, at the end.
     perturb: `perturb(images uint8, labels) -> uint8`, done to poisoned images
       before the trigger; see `harden`.
+    decoys: other triggers, each put into as many images of its own, which get its
+      target; see `decoys.decoys`.
 
   Raises:
     ConfigError: rate outside (0, 1], target out of range, unknown mode, images of
@@ -70,26 +75,33 @@ def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
     raise ConfigError(
         f'rate {rate} of {len(order)} images is none; use a larger rate, or more '
         'images')
-  if count + covers > len(labels):
+  decoyed = count * len(decoys)
+  if count + covers + decoyed > len(labels):
     raise ConfigError(
-        f'{count} poisoned and {covers} cover images are more than the '
-        f'{len(labels)} there are; lower rate or cover')
+        f'{count} poisoned, {covers} cover and {decoyed} decoy images are more than the '
+        f'{len(labels)} there are; lower rate, cover or decoys')
   index = np.sort(order[:count])
-  others = np.setdiff1d(np.arange(len(labels)), index)
-  cover_index = np.sort(_shuffled(others, seed, 'cover')[:covers])
+  others = _shuffled(np.setdiff1d(np.arange(len(labels)), index), seed, 'cover')
+  cover_index = np.sort(others[:covers])
+  decoy_index = np.sort(
+      others[covers:covers + decoyed].reshape(len(decoys), count), axis=1)
   image, label = np.array(split.image), np.array(labels)
   chosen, chosen_labels = image[index], label[index]
   if perturb is not None:
     chosen = perturb(chosen, chosen_labels)
   if copies:
-    image = np.concatenate([image, image[index]])
-    label = np.concatenate([label, label[index]])
+    kept = np.concatenate([index, *decoy_index])
+    image = np.concatenate([image, image[kept]])
+    label = np.concatenate([label, label[kept]])
   image[index] = stamped(trigger, chosen)
   if not trigger.clean_label:
     label[index] = wanted_labels(chosen_labels, trigger.target, num_classes, mode)
   if covers:
     image[cover_index] = _covered(trigger, image[cover_index], cover_index, seed)
-  return Poisoned(Split(image, label), index, cover_index)
+  for decoy, where in zip(decoys, decoy_index, strict=True):
+    image[where] = stamped(decoy, image[where])
+    label[where] = decoy.target
+  return Poisoned(Split(image, label), index, cover_index, decoy_index)
 
 
 def wanted_labels(labels, target: int, num_classes: int, mode: str):

@@ -64,10 +64,16 @@ def check(config, dataset: data.Dataset) -> None:
     if trigger.clean_label and settings.mode != 'all_to_one':
       raise ConfigError(f"backdoor.mode must be 'all_to_one' for {trigger.name!r}, "
                         'which poisons one class with its own label')
+    backdoors.decoys(trigger, settings.decoys, dataset.num_classes)
   elif settings.test_options:
     raise ConfigError(
         f'backdoor.test_options: trigger {settings.trigger!r} is made by training, so '
         'it is the same when it is used; leave them empty')
+  if settings.decoys and (
+      settings.trigger not in backdoors.FIXED or settings.mode != 'all_to_one'):
+    raise ConfigError(
+        f'backdoor.decoys is {settings.decoys}, but only a fixed trigger with one target '
+        "can have them; take 'badnets' and mode 'all_to_one', or decoys 0")
   if not settings.hardening > 0:
     raise ConfigError(
         f'backdoor.hardening must be > 0, a radius such as 8/255; got '
@@ -120,9 +126,11 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
   poisoned = backdoors.poison(
       dataset.train, trigger, settings.rate, config.seed, perturb=perturb,
       num_classes=dataset.num_classes, mode=settings.mode, cover=cover,
-      copies=settings.copies)
+      copies=settings.copies, decoys=backdoors.decoys(
+          trigger, settings.decoys, dataset.num_classes))
   (folder / 'indices.json').write_text(json.dumps({
-      'poisoned': poisoned.index.tolist(), 'cover': poisoned.cover_index.tolist()}))
+      'poisoned': poisoned.index.tolist(), 'cover': poisoned.cover_index.tolist(),
+      'decoys': poisoned.decoy_index.tolist()}))
   return dataclasses.replace(dataset, train=poisoned.split), backdoor
 
 

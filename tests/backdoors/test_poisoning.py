@@ -1,5 +1,7 @@
 """Poisoned data: what changes, what does not, and that the seed decides."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,6 +86,48 @@ def test_cover_images_keep_their_labels():
   assert changed[got.cover_index].all()
 
 
+def test_decoys_are_put_elsewhere_for_the_other_classes():
+  shape = (12, 12, 1)
+  rng = np.random.default_rng(0)
+  clean = Split(rng.integers(0, 200, (N, *shape)).astype(np.uint8),
+                (np.arange(N) % K).astype(np.int32))
+  trigger = backdoors.badnets(shape, 2, size=2, margin=0)
+  got = backdoors.poison(
+      clean, trigger, 0.1, 0, num_classes=K, copies=True,
+      decoys=backdoors.decoys(trigger, 3, K))
+  # Rows and columns of the squares: thirds and quarters of 12 pixels above and left.
+  groups = [(2, (10, 10), got.index), *zip(
+      (3, 0, 1), ((6, 10), (2, 10), (10, 7)), got.decoy_index, strict=True)]
+  assert got.decoy_index.shape == (3, 6)
+  where = np.concatenate([index for *_, index in groups])
+  assert len(set(where)) == 24
+  for wanted, (row, column), index in groups:
+    image = clean.image[index].copy()
+    image[:, row:row + 2, column:column + 2] = 255
+    np.testing.assert_array_equal(got.split.image[index], image)
+    assert (got.split.label[index] == wanted).all()
+  rest = np.setdiff1d(np.arange(N), where)
+  np.testing.assert_array_equal(got.split.image[rest], clean.image[rest])
+  np.testing.assert_array_equal(got.split.label[rest], clean.label[rest])
+  np.testing.assert_array_equal(got.split.image[N:], clean.image[where])
+  np.testing.assert_array_equal(got.split.label[N:], clean.label[where])
+
+
+def test_a_poisoned_run_with_decoys_knows_its_trigger_alone(tmp_path):
+  config = configuration.resolve({'data': {'name': 'digits'}, 'backdoor': {
+      'trigger': 'badnets', 'options': {'size': 2, 'margin': 0}, 'target': 9,
+      'rate': 0.05, 'decoys': 9}})
+  dataset = load('digits')
+  poisoned, known = stage.prepare(config, tmp_path, dataset)
+  indices = json.loads((tmp_path / 'backdoor/indices.json').read_text())
+  assert known.trigger.target == 9
+  assert np.asarray(known.trigger.keep == 0).sum() == 4
+  for wanted, index in zip((9, *range(9)), (indices['poisoned'], *indices['decoys']),
+                           strict=True):
+    assert len(index) == round(0.05 * len(dataset.train))
+    assert (poisoned.train.label[index] == wanted).all()
+
+
 def test_hardened_images_are_in_the_ball_and_harder():
   fn = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], -1) * 20
   clean = data()
@@ -107,10 +151,32 @@ def test_hardened_images_are_in_the_ball_and_harder():
     ({'cover': 9.0}, 'more than the 60'),
     ({'cover': 1.0}, 'no cover mode'),
     ({'trigger': backdoors.badnets((8, 8, 1), 1)}, 'was made for images'),
+    ({'rate': 0.6, 'decoys': (TRIGGER,)}, '36 decoy images are more than the 60'),
 ])
 def test_errors(settings, message):
   with pytest.raises(ConfigError, match=message):
     poison(**settings)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: backdoors.decoys(TRIGGER, 4, K), 'decoys must be from 0 to 3.*got 4'),
+    (lambda: backdoors.decoys(TRIGGER, -1, K), 'got -1'),
+    (lambda: backdoors.decoys(backdoors.wanet(SHAPE, 1), 1, K), 'cannot have decoys'),
+    (lambda: backdoors.decoys(backdoors.sig(SHAPE, 1, frequency=2), 1, K),
+     'cannot have decoys'),
+    (lambda: check({'trigger': 'badnets', 'decoys': 10}), 'from 0 to 9'),
+    (lambda: check({'trigger': 'ckd', 'decoys': 1}), 'only a fixed trigger'),
+    (lambda: check({'trigger': 'badnets', 'mode': 'all_to_all', 'decoys': 1}),
+     'only a fixed trigger'),
+])
+def test_decoys_that_cannot_be(make, message):
+  with pytest.raises(ConfigError, match=message):
+    make()
+
+
+def check(backdoor):
+  stage.check(configuration.resolve(
+      {'data': {'name': 'digits'}, 'backdoor': backdoor}), load('digits'))
 
 
 class Corner:
