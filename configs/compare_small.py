@@ -43,6 +43,8 @@ Variants:
                  does it run?
 """
 
+from typing import NamedTuple
+
 import ml_collections
 
 VARIANTS = ('mnist', 'fashion_mnist', 'mnist_full', 'fashion_mnist_full', 'mnist_family',
@@ -63,8 +65,25 @@ DATA = {
         'data': {'train_examples': 10_000},
         'train': {'epochs': 10, 'checkpoint_every': 5}},
 }
-_CIFAR10 = ('SD', 'PGD-AT', 'ARD', 'RSLAD', 'MTARD', 'B-MTARD', 'CIARD', 'TRADES',
-            'PGD-AT + EMA', 'CIARD + EMA')
+
+
+class Rows(NamedTuple):
+  """What a data set changes in the students."""
+
+  rates: bool = True  # SD's and ARD's own. Adam does not mind the scale of a loss.
+  late: dict = {}  # Where the plateau holds one seed in three without soft labels.
+  average: dict = {}  # SWA's must begin after eps has grown to its end.
+  crops: dict = {}  # For consistency's two augmentations.
+  family: tuple = ()  # Names of all that the family has; (): all.
+
+
+ROWS = {
+    'mnist': Rows(late={'attack': {'eps_warmup': 0.8}}, average={'start': 0.8}),
+    'fashion_mnist': Rows(crops={'data': {'augmentation': 'crop'}}),
+    'cifar10': Rows(rates=False, family=(
+        'SD', 'PGD-AT', 'ARD', 'RSLAD', 'MTARD', 'B-MTARD', 'CIARD', 'TRADES',
+        'PGD-AT + EMA', 'CIARD + EMA')),
+}
 
 
 def get_config(variant=''):
@@ -72,10 +91,7 @@ def get_config(variant=''):
   full, smoke = variant.endswith('_full'), variant.startswith('smoke')
   name = variant.removesuffix('_full').removesuffix('_family')
   name = 'mnist' if smoke or not name else name
-  rows = (family(name) if variant.endswith('_family') or name == 'cifar10'
-          else students(name, parts=not smoke))
-  if name == 'cifar10':
-    rows = tuple(row for row in rows if row[0] in _CIFAR10)
+  rows = ROWS[name]
   config = ml_collections.ConfigDict({
       'model': 'cnn_8_16',
       'data': {'name': name, 'train_examples': 6_000, 'test_examples': 1_000},
@@ -91,7 +107,8 @@ def get_config(variant=''):
       },
       'compare': {
           'seeds': (0, 1, 2),
-          'students': rows},
+          'students': (family(rows) if variant.endswith('_family') or rows.family
+                       else students(rows, parts=not smoke))},
   })
   config.update(DATA[name])
   if full:
@@ -111,17 +128,13 @@ def get_config(variant=''):
 KL = {'kl_scale': 10.0}  # KL summed over the classes: see the docstring.
 
 
-def students(data, parts):
+def students(rows, parts):
   """((name in the table, what to change), ...)."""
   ciard = {'method': 'ciard', 'schedule': {'name': 'ciard'}}
-  # Adam does not mind the scale of a loss.
-  rate = lambda value: ({} if data == 'cifar10'
-                        else {'optimizer': {'learning_rate': value}})
+  rate = lambda value: {'optimizer': {'learning_rate': value}} if rows.rates else {}
   methods = (
       ('SD', {'method': 'sd', 'single_teacher': 'clean', **rate(0.02)}),
-      # Without soft labels the plateau holds one seed in three at 0.5.
-      ('PGD-AT', {'method': 'pgd_at',
-                  **({'attack': {'eps_warmup': 0.8}} if data == 'mnist' else {})}),
+      ('PGD-AT', {'method': 'pgd_at', **rows.late}),
       # Its loss has no scale; ten times the learning rate does the same.
       ('ARD', {'method': 'ard', **rate(0.5)}),
       ('RSLAD', {'method': 'rslad', 'rslad': KL}),
@@ -139,18 +152,14 @@ def students(data, parts):
   )
 
 
-def family(data):
+def family(rows):
   """The rows of all methods, without CIARD's parts."""
-  known = dict(students(data, parts=False))
-  pgd_at = known['PGD-AT']
+  known = dict(students(rows, parts=False))
+  pgd_at, late, crops = known['PGD-AT'], rows.late, rows.crops
   ema = {'averaging': {'name': 'ema', 'decay': 0.99}}
-  # The average must begin after eps has grown to its end.
-  swa = {'averaging': {'name': 'swa', **({'start': 0.8} if data == 'mnist' else {})}}
+  swa = {'averaging': {'name': 'swa', **rows.average}}
   awp = {'awp': {'gamma': 0.01, 'start': 0.25}}
-  # The plateau of constant predictions holds one seed in three at 0.5.
-  late = {'attack': {'eps_warmup': 0.8}} if data == 'mnist' else {}
-  crops = {'data': {'augmentation': 'crop'}} if data == 'fashion_mnist' else {}
-  return (
+  every = (
       *known.items(),
       ('TRADES', {'method': 'trades'}),
       *([('PGD-AT, crops', {**pgd_at, **crops})] if crops else []),
@@ -169,3 +178,4 @@ def family(data):
       ('CIARD + EMA', {**known['CIARD'], **ema}),
       ('CIARD + EMA + AWP', {**known['CIARD'], **ema, **awp}),
   )
+  return tuple(row for row in every if not rows.family or row[0] in rows.family)
