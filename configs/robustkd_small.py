@@ -88,8 +88,8 @@ MNIST_ATTACKS = {
     'lc': {**ATTACKS['lc'], 'hardening': 0.5},
     'lba': {**ATTACKS['lba'], 'rate': 0.2},
 }
-DECOYS = {'decoys': 9, 'rate': 0.05}  # Half of the images are poisoned.
-EPOCHS = {'input_aware': 24, 'lc': 24}  # Of the teachers; 12 where nothing is said.
+DECOYS = {'decoys': 9, 'rate': 0.02, 'copies': True}
+EPOCHS = {'input_aware': 24, 'lc': 24, 'decoys': 24}  # Of the teachers; 12 where nothing is said.
 # The trigger is faint enough that 'CE alone' mostly resists it; with opacity 1 that
 # student obeys it too. One validation, since triggers of earlier epochs are unfinished.
 ADBA = {'method': 'adba', 'model': 'cnn_16_32', 'validation': {'every': 12},
@@ -105,7 +105,7 @@ def get_config(variant=''):
   normalised = data == 'cifar10' and what != 'cnn'
   teacher = 'wide_resnet16_1' if normalised else 'cnn_16_32'
   attacks = {**ATTACKS, **(MNIST_ATTACKS if data == 'mnist' else {})}
-  epochs = EPOCHS.get(trigger)
+  epochs = EPOCHS.get(what, EPOCHS.get(trigger))
   longer = {'epochs': epochs, 'checkpoint_every': epochs} if epochs else {}
   config = ml_collections.ConfigDict({
       'model': 'cnn_8_16',
@@ -283,14 +283,16 @@ STUDENTS = {
                  defended('head, gates', HEAD, 'gates'),
                  defended('head, new_head', HEAD, 'new_head'),
                  defended('head, reversed', HEAD, 'reversed_trigger')),
-    'decoys': tuple(
-        row for short, recipe in (('head', HEAD), ('logits', LOGITS))
-        for row in (
-            (short, recipe), (f'{short}, clean teacher', _clean(recipe)),
-            defended(f'{short}, new_head', recipe, 'new_head'),
-            defended(f'{short}, reversed', recipe, 'reversed_trigger'),
-            defended(f'{short}, reversed, all', recipe, 'reversed_trigger', classes=10),
-            defended(f'{short}, ft_sam', recipe, 'ft_sam'))),
+    'decoys': (
+        *_named(('CE alone', 'head', 'head, clean teacher', 'head, gates',
+                 'head, new_head', 'head, reversed')),
+        defended('head, reversed, all', HEAD, 'reversed_trigger', classes=10),
+        *_named(('head, i_bau', 'head, ft_sam')),
+        defended('head, finetune, rate .1', HEAD, 'finetune', learning_rate=0.1,
+                 steps=1000),
+        *_named(('logits', 'logits, clean teacher', 'logits, new_head',
+                 'logits, reversed')),
+        defended('logits, reversed, all', LOGITS, 'reversed_trigger', classes=10)),
     'all_to_all': (
         *_named(('CE alone', 'head', 'head, clean teacher', 'head, mask .9',
                  'head, gates', 'head, new_head', 'head, reversed')),
