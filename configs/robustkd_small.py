@@ -89,7 +89,8 @@ MNIST_ATTACKS = {
     'lba': {**ATTACKS['lba'], 'rate': 0.2},
 }
 DECOYS = {'decoys': 9, 'rate': 0.02, 'copies': True}
-EPOCHS = {'input_aware': 24, 'lc': 24, 'decoys': 24}  # Of the teachers; 12 where nothing is said.
+# Of the teachers; 12 where nothing is said.
+EPOCHS = {'input_aware': 24, 'lc': 24, 'decoys': 24}
 # The trigger is faint enough that 'CE alone' mostly resists it; with opacity 1 that
 # student obeys it too. One validation, since triggers of earlier epochs are unfinished.
 ADBA = {'method': 'adba', 'model': 'cnn_16_32', 'validation': {'every': 12},
