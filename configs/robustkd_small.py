@@ -287,13 +287,13 @@ STUDENTS = {
     'decoys': (
         *_named(('CE alone', 'head', 'head, clean teacher', 'head, gates',
                  'head, new_head', 'head, reversed')),
-        defended('head, reversed, all', HEAD, 'reversed_trigger', classes=10),
+        defended('head, reversed, one class', HEAD, 'reversed_trigger', classes=1),
         *_named(('head, i_bau', 'head, ft_sam')),
         defended('head, finetune, rate .1', HEAD, 'finetune', learning_rate=0.1,
                  steps=1000),
         *_named(('logits', 'logits, clean teacher', 'logits, new_head',
                  'logits, reversed')),
-        defended('logits, reversed, all', LOGITS, 'reversed_trigger', classes=10)),
+        defended('logits, reversed, one class', LOGITS, 'reversed_trigger', classes=1)),
     'all_to_all': (
         *_named(('CE alone', 'head', 'head, clean teacher', 'head, mask .9',
                  'head, gates', 'head, new_head', 'head, reversed')),

@@ -2,7 +2,9 @@
 
 A small patch is not what a network responds to that was poisoned by a warp, a sinusoid
 or a faint pattern over the whole image; a perturbation of small L-inf norm is not what
-one responds to that was poisoned by a patch. The backdoor's class needs less of both.
+one responds to that was poisoned by a patch. The backdoor's class needs less of both
+than the others do. An attacker may make all of them easy, so a patch that is much smaller
+than those of clean networks is suspicious by itself.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from rkd_jax.data.dataset import Split
 from rkd_jax.detox import neural_cleanse, universal
 from rkd_jax.training import rng
 
-SUSPICIOUS = 3.0  # Between clean and poisoned networks: docs/backdoors_results.md.
+# Between clean and poisoned networks, see docs/backdoors_results.md: an anomaly above, or
+# a patch of less than this share of the pixels that turns so many images.
+SUSPICIOUS, SMALL, _TURNS = 3.0, 0.03, 0.9
 # The least deviations, else classes that are all alike are told apart by noise: a share
 # of the median size, and nats.
 _LEAST_SIZE, _LEAST_REACH = 0.2, 0.5
@@ -51,8 +55,10 @@ class Report(NamedTuple):
 
   @property
   def suspects(self) -> list[int]:
-    """Classes with an anomaly above `SUSPICIOUS`; empty: nothing was noticed."""
-    return [int(k) for k in np.flatnonzero(self.anomaly > SUSPICIOUS)]
+    """Classes with an anomaly above `SUSPICIOUS`, or a patch of less than `SMALL`; empty:
+    nothing was noticed."""
+    small = (self.size < SMALL * self.masks[0].size) & (self.success >= _TURNS)
+    return [int(k) for k in np.flatnonzero(small | (self.anomaly > SUSPICIOUS))]
 
 
 def detect(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int, *,

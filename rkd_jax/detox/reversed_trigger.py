@@ -1,9 +1,10 @@
 """A new classifier for a teacher, trained against the trigger found by reversal.
 
-The class that stands out in `detection` is taken for the attacker's: a classifier drawn
-anew learns that the patch which turns images into it means nothing, and from the old
-classifier what clean images are. Against one class instead of all, that costs less
-accuracy than `new_head`; against the wrong class, it does nothing.
+The suspects of `detection` are taken for the attacker's classes, the class that stands
+out most where there are none: a classifier drawn anew learns that the patches which turn
+images into them mean nothing, and from the old classifier what clean images are. Against
+one class instead of all, that costs less accuracy than `new_head`; against the wrong
+class, it does nothing.
 """
 
 import jax
@@ -19,7 +20,7 @@ from rkd_jax.errors import ConfigError
 SUMMARY = 'a new classifier against the trigger that detection finds'
 
 DEFAULTS = {
-    'classes': 1, 'eps': 0.1, 'search_steps': 300, 'temperature': 2.0, 'weight': 1.0,
+    'classes': 0, 'eps': 0.1, 'search_steps': 300, 'temperature': 2.0, 'weight': 1.0,
     'steps': 600, 'learning_rate': 5e-3, 'batch_size': 64}
 
 
@@ -27,14 +28,15 @@ def run(network, variables, split, settings, *, key):
   """The teacher with a classifier that minimises T^2 KL(old(x), new(x)) + w CE(x', y).
 
   x' = (1 - m) x + m t, with the mask m and pattern t that `detection.detect` finds for
-  one of the classes that stand out most, drawn for every image. Adam, with a learning
+  one of the attacker's classes, drawn for every image. Adam, with a learning
   rate that falls to 0 along a cosine.
 
   Args:
     network, variables: the teacher; its other weights do not change.
     split: clean images and labels.
     settings:
-      classes: how many are taken for the attacker's, >= 1.
+      classes: how many are taken for the attacker's, those that stand out most; 0: the
+        suspects, or one where there are none.
       eps: of the perturbations that detection compares, >= 0.
       temperature: T > 0.
       weight: w >= 0.
@@ -54,11 +56,12 @@ def run(network, variables, split, settings, *, key):
   found = detect(
       old, split, num_classes, eps=settings['eps'], steps=settings['search_steps'],
       seed=int(jax.random.bits(key, dtype=jnp.uint32)))
-  nearest = found.nearest[:settings['classes']]
-  masks, patterns = (jnp.asarray(of[nearest]) for of in (found.masks, found.patterns))
+  attacked = (found.nearest[:settings['classes']] if settings['classes']
+              else found.suspects or found.nearest[:1])
+  masks, patterns = (jnp.asarray(of[attacked]) for of in (found.masks, found.patterns))
 
   def loss_fn(free, carried, image, label, key):
-    which = jax.random.randint(key, label.shape, 0, len(nearest))
+    which = jax.random.randint(key, label.shape, 0, len(attacked))
     bad = (1 - masks[which]) * image + masks[which] * patterns[which]
     logits = network.predict(
         head.replaced(variables, free), jnp.concatenate([image, bad]))
@@ -76,8 +79,8 @@ def run(network, variables, split, settings, *, key):
 
 
 def _check(settings, num_classes):
-  if not 1 <= settings['classes'] <= num_classes:
-    raise ConfigError(f'classes must be from 1 to the {num_classes} classes of the '
+  if not 0 <= settings['classes'] <= num_classes:
+    raise ConfigError(f'classes must be from 0 to the {num_classes} classes of the '
                       f'teacher, got {settings["classes"]}')
   if not settings['temperature'] > 0 or not settings['weight'] >= 0:
     raise ConfigError('temperature must be > 0 and weight >= 0, got '

@@ -4,7 +4,7 @@ import pathlib
 
 from rkd_jax import config as configuration
 from rkd_jax import data, detox
-from rkd_jax.detox.detection import SUSPICIOUS
+from rkd_jax.detox.detection import SMALL, SUSPICIOUS
 from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models.taps import with_features
 from rkd_jax.report import provenance
@@ -39,7 +39,8 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
   features = lambda images: with_features(student.module, variables, images)[1]
   table = {
       'model': config.model, 'data': config.data.name, 'examples': len(split),
-      'settings': settings, 'threshold': SUSPICIOUS, 'suspects': found.suspects,
+      'settings': settings, 'threshold': SUSPICIOUS, 'small_patch': SMALL,
+      'suspects': found.suspects,
       'classes': {str(k): {
           'size': float(found.size[k]), 'success': float(found.success[k]),
           'reach': float(found.reach[k]), 'anomaly': float(anomaly[k])}

@@ -48,9 +48,15 @@ def test_reach_is_that_of_the_best_perturbation_of_a_linear_network():
     np.testing.assert_allclose(got[k], wanted, rtol=1e-4)
 
 
+def report_of(size, reach, success=0.5):
+  size = np.asarray(size, np.float64)
+  return detection.Report(size, np.full(len(size), success), np.asarray(reach),
+                          np.zeros((len(size), 20, 20, 1)), None)
+
+
 def test_a_report_adds_both_indices():
   size, reach = np.array([22., 10, 42, 12, 32]), np.array([-5., -1, -7, -5, -6])
-  report = detection.Report(size, np.ones(5), reach, None, None)
+  report = report_of(size, reach)
   by_hand = (22 - size) / (1.4826 * 10) + (reach + 5) / 1.4826
   np.testing.assert_allclose(report.anomaly, by_hand)
   assert list(report.nearest) == [1, 3, 0, 4, 2] and report.suspects == [1]
@@ -60,7 +66,14 @@ def test_classes_that_are_all_alike_are_not_suspicious():
   """One of them stands out by many deviations, each of which is next to nothing."""
   size = np.array([50.0, 65, 66, 65, 66, 65])
   reach = np.array([-0.1, -0.3, -0.31, -0.32, -0.3, -0.31])
-  report = detection.Report(size, np.ones(6), reach, None, None)
+  report = report_of(size, reach)
   assert detection.anomaly_index(size)[0] > 3 < detection.anomaly_index(-reach)[0]
   assert report.suspects == [] and report.nearest[0] == 0
-  assert report._replace(size=np.where(size == 50, 10, size)).suspects == [0]
+  assert report_of(np.where(size == 50, 10, size), reach).suspects == [0]
+
+
+def test_classes_that_are_all_easy_are_suspicious():
+  """Of 400 pixels, 3 % are 12; where the patch turns few images it proves nothing."""
+  size, reach = [11.0, 11.5, 10, 13, 11.9], np.full(5, -1.0)
+  assert report_of(size, reach, success=0.9).suspects == [0, 1, 2, 4]
+  assert report_of(size, reach, success=0.8).suspects == []

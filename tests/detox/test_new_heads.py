@@ -63,6 +63,35 @@ def test_a_new_head_forgets_what_the_old_one_reads_in_a_trigger(
   np.testing.assert_array_equal(says(inside, its, triggered), split.label)
 
 
+def test_every_suspect_is_unlearnt():
+  """Of 64 pixels the first three name the class, the last three turn images into one."""
+  rng = np.random.default_rng(0)
+  label = (np.arange(60) % K).astype(np.int32)
+  image = np.zeros((60, 64), np.uint8)
+  image[np.arange(60), label] = rng.integers(150, 256, 60)
+  image[:, -K:] = rng.integers(0, 10, (60, K))
+  kernel = np.zeros((64, K), np.float32)
+  kernel[:K], kernel[-K:] = 5 * np.eye(K), 40 * np.eye(K)
+  network = Network(_Reading())
+  variables = {**network.init(jax.random.key(0), (8, 8, 1)),
+               'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
+  data = Split(image.reshape(60, 8, 8, 1), label)
+  fn = lambda x: network.predict(variables, x)
+  assert detox.detect(fn, data, K).suspects == [0, 1, 2]
+  left = []
+  for classes in (0, 1):
+    inside, its = detox.run(
+        'reversed_trigger', network, variables, data,
+        {'learning_rate': 0.2, 'classes': classes}, key=jax.random.key(0))
+    for target in range(K):
+      x = image / 255
+      x[:, 64 - K + target] = 0.3
+      x = jnp.asarray(x.reshape(60, 8, 8, 1), jnp.float32)
+      assert (says(network, variables, x) == target).all()
+      left.append((says(inside, its, x) == target)[label != target].mean())
+  assert max(left[:K]) == 0 and sorted(left[K:])[1] > 0.5
+
+
 def test_with_weight_0_the_old_head_is_copied_backdoor_included(reading):
   network, variables, split, x, triggered = reading
   settings = {'weight': 0.0, 'learning_rate': 0.2, 'steps': 600, 'search_steps': 1}

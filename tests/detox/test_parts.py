@@ -222,7 +222,7 @@ def test_defences_keep_what_they_should(name, teacher):
     ('new_head', {'weight': -1.0}, 'weight must be >= 0'),
     ('reversed_trigger', {'weight': -1.0}, 'weight >= 0'),
     ('reversed_trigger', {'temperature': 0.0}, 'temperature must be > 0'),
-    ('reversed_trigger', {'classes': K + 1}, 'from 1 to the 3 classes'),
+    ('reversed_trigger', {'classes': K + 1}, 'from 0 to the 3 classes'),
     ('reversed_trigger', {'search_steps': 0}, 'search_steps must be >= 1'),
     ('reversed_trigger', {'eps': -0.1}, 'eps >= 0'),
     ('nad', {'beta': -1.0}, 'beta'),

@@ -251,12 +251,14 @@ SMALL = {
 def look_for_a_backdoor(workdir, capsys):
   """The search runs on any finished run; here on the student."""
   assert cli.main(['detect', '--workdir', str(workdir), '--examples', '64']) == 0
-  assert 'suspects (anomaly above 3.0)' in capsys.readouterr().out
+  assert ('suspects (anomaly above 3.0, or a patch of less than 3% of the pixels)'
+          in capsys.readouterr().out)
   found = rkd.experiment.detect(SMALL, workdir, examples=64, steps=30)
   assert json.loads((workdir / 'tables/detect.json').read_text()) == found
   assert found['examples'] == 64 and list(found['classes']) == [str(k) for k in range(10)]
-  assert found['suspects'] == [int(k) for k, of in found['classes'].items()
-                               if of['anomaly'] > 3.0]
+  assert found['suspects'] == [
+      int(k) for k, of in found['classes'].items()
+      if of['anomaly'] > 3.0 or (of['size'] < 0.03 * 64 and of['success'] >= 0.9)]
   assert set(found['variance']) == {'stage1', 'stage2', 'features'}
   with pytest.raises(ConfigError, match='examples must be >= 0'):
     rkd.experiment.detect(SMALL, workdir, examples=-1)
