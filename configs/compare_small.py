@@ -43,8 +43,6 @@ Variants:
                  does it run?
 """
 
-from typing import NamedTuple
-
 import ml_collections
 
 VARIANTS = ('mnist', 'fashion_mnist', 'mnist_full', 'fashion_mnist_full', 'mnist_family',
@@ -65,24 +63,21 @@ DATA = {
         'data': {'train_examples': 10_000},
         'train': {'epochs': 10, 'checkpoint_every': 5}},
 }
-
-
-class Rows(NamedTuple):
-  """What a data set changes in the students."""
-
-  rates: bool = True  # SD's and ARD's own. Adam does not mind the scale of a loss.
-  late: dict = {}  # Where the plateau holds one seed in three without soft labels.
-  average: dict = {}  # SWA's must begin after eps has grown to its end.
-  crops: dict = {}  # For consistency's two augmentations.
-  family: tuple = ()  # Names of all that the family has; (): all.
-
-
+# What a data set changes in the students.
+_ROWS = {
+    'rates': True,  # SD's and ARD's own. Adam does not mind the scale of a loss.
+    'late': {},  # Where the plateau holds one seed in three without soft labels.
+    'average': {},  # SWA's must begin after eps has grown to its end.
+    'crops': {},  # For consistency's two augmentations.
+    'family': (),  # Names of all that the family has; (): all.
+}
 ROWS = {
-    'mnist': Rows(late={'attack': {'eps_warmup': 0.8}}, average={'start': 0.8}),
-    'fashion_mnist': Rows(crops={'data': {'augmentation': 'crop'}}),
-    'cifar10': Rows(rates=False, family=(
+    'mnist': {**_ROWS, 'late': {'attack': {'eps_warmup': 0.8}},
+              'average': {'start': 0.8}},
+    'fashion_mnist': {**_ROWS, 'crops': {'data': {'augmentation': 'crop'}}},
+    'cifar10': {**_ROWS, 'rates': False, 'family': (
         'SD', 'PGD-AT', 'ARD', 'RSLAD', 'MTARD', 'B-MTARD', 'CIARD', 'TRADES',
-        'PGD-AT + EMA', 'CIARD + EMA')),
+        'PGD-AT + EMA', 'CIARD + EMA')},
 }
 
 
@@ -107,7 +102,7 @@ def get_config(variant=''):
       },
       'compare': {
           'seeds': (0, 1, 2),
-          'students': (family(rows) if variant.endswith('_family') or rows.family
+          'students': (family(rows) if variant.endswith('_family') or rows['family']
                        else students(rows, parts=not smoke))},
   })
   config.update(DATA[name])
@@ -131,10 +126,10 @@ KL = {'kl_scale': 10.0}  # KL summed over the classes: see the docstring.
 def students(rows, parts):
   """((name in the table, what to change), ...)."""
   ciard = {'method': 'ciard', 'schedule': {'name': 'ciard'}}
-  rate = lambda value: {'optimizer': {'learning_rate': value}} if rows.rates else {}
+  rate = lambda value: {'optimizer': {'learning_rate': value}} if rows['rates'] else {}
   methods = (
       ('SD', {'method': 'sd', 'single_teacher': 'clean', **rate(0.02)}),
-      ('PGD-AT', {'method': 'pgd_at', **rows.late}),
+      ('PGD-AT', {'method': 'pgd_at', **rows['late']}),
       # Its loss has no scale; ten times the learning rate does the same.
       ('ARD', {'method': 'ard', **rate(0.5)}),
       ('RSLAD', {'method': 'rslad', 'rslad': KL}),
@@ -155,9 +150,9 @@ def students(rows, parts):
 def family(rows):
   """The rows of all methods, without CIARD's parts."""
   known = dict(students(rows, parts=False))
-  pgd_at, late, crops = known['PGD-AT'], rows.late, rows.crops
+  pgd_at, late, crops = known['PGD-AT'], rows['late'], rows['crops']
   ema = {'averaging': {'name': 'ema', 'decay': 0.99}}
-  swa = {'averaging': {'name': 'swa', **rows.average}}
+  swa = {'averaging': {'name': 'swa', **rows['average']}}
   awp = {'awp': {'gamma': 0.01, 'start': 0.25}}
   every = (
       *known.items(),
@@ -178,4 +173,4 @@ def family(rows):
       ('CIARD + EMA', {**known['CIARD'], **ema}),
       ('CIARD + EMA + AWP', {**known['CIARD'], **ema, **awp}),
   )
-  return tuple(row for row in every if not rows.family or row[0] in rows.family)
+  return tuple(row for row in every if not rows['family'] or row[0] in rows['family'])
