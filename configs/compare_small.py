@@ -63,6 +63,7 @@ DATA = {
         'data': {'train_examples': 10_000},
         'train': {'epochs': 10, 'checkpoint_every': 5}},
 }
+
 # What a data set changes in the students.
 _ROWS = {
     'rates': True,  # SD's and ARD's own. Adam does not mind the scale of a loss.

@@ -107,7 +107,7 @@ def _plan(config, workdir, seed) -> dict[str, tuple[Any, pathlib.Path]]:
   wanted = {teacher for sub in students.values()
             for teacher in experiment.teacher_names(sub).values()}
   trained = {teacher: root / 'teachers' / teacher for teacher in sorted(wanted)
-             if base.teachers[teacher].overrides}
+             if experiment.is_trained(base.teachers[teacher])}
   found = {f'{teacher} teacher': (experiment.teacher_config(base, teacher), folder)
            for teacher, folder in trained.items()}
   for name, sub in students.items():

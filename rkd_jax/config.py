@@ -124,7 +124,7 @@ def _teacher() -> dict:
       'run': '',  # Directory of a finished run ('{workdir}': of this one),
       'weights': '',  # or a safetensors file,
       'model': '',  # with the model it is of,
-      'overrides': {},  # or what to change in this config to train it.
+      'overrides': {},  # or, without these, what to change here to train it.
       'trigger': '',  # With `weights`: a directory `backdoor` of another run.
   }
 

@@ -56,7 +56,7 @@ def run_checked(config, workdir: pathlib.Path, progress) -> dict:
   """
   configuration.claim(workdir, config)
   for name in dict.fromkeys(teacher_names(config).values()):
-    if config.teachers[name].overrides:
+    if is_trained(config.teachers[name]):
       run_checked(teacher_config(config, name), _folder(workdir, name), progress)
   dataset = build.load_data(config)
   source = None
@@ -168,7 +168,7 @@ def check(config):
   """
   dataset = stage_check.check(config)
   for name in teacher_names(config).values():
-    if config.teachers[name].overrides:
+    if is_trained(config.teachers[name]):
       check(teacher_config(config, name))
   return dataset
 
@@ -180,7 +180,7 @@ def check_teachers(config) -> None:
   """
   for name in dict.fromkeys(teacher_names(config).values()):
     spec = config.teachers[name]
-    if spec.overrides:
+    if is_trained(spec):
       check_teachers(teacher_config(config, name))
     elif configuration.WORKDIR not in spec.run:
       restore(name, spec, build.load_data(config), dtype=config.dtype)
@@ -190,6 +190,11 @@ def teacher_names(config) -> dict[str, str]:
   """{role of the method: name in `config.teachers`}."""
   return {role: config.single_teacher if role == 'teacher' else role
           for role in build.make_method(config).roles}
+
+
+def is_trained(spec) -> bool:
+  """Whether `config.teachers[name]` is trained first; a run or weights would do."""
+  return bool(spec.overrides) and not (spec.run or spec.weights)
 
 
 def teacher_config(config, name: str):
@@ -210,7 +215,7 @@ def _folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
 def restore_teacher(config, workdir: pathlib.Path, dataset, name: str) -> Teacher:
   """The teacher `config.teachers[name]` as it was before the student was trained."""
   spec = configuration.ConfigDict(config.teachers[name])
-  if spec.overrides:
+  if is_trained(spec):
     spec.run = str(_folder(workdir, name))
   spec.run = spec.run.replace(configuration.WORKDIR, str(workdir))
   return restore(name, spec, dataset, dtype=config.dtype)
@@ -253,7 +258,7 @@ def cost(config: Any) -> int:
   return source + build.training_passes(config) + sum(
       cost(teacher_config(config, name))
       for name in teacher_names(config).values()
-      if config.teachers[name].overrides)
+      if is_trained(config.teachers[name]))
 
 
 def table(results: dict) -> dict[str, dict[str, float]]:

@@ -221,8 +221,10 @@ def test_a_teacher_from_a_path_relative_to_the_current_directory(
   monkeypatch.chdir(finished[0].parent)
   run = f'{finished[0].name}/teachers/robust'
   config = {**SMALL, 'method': 'rslad', 'train': {'epochs': 1},
-            'validation': {'every': 1}, 'teachers': {'robust': {'run': run}}}
+            'validation': {'every': 1}, 'teachers': {'robust': {
+                'run': run, 'overrides': {'method': 'pgd_at'}}}}
   rkd.run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run/teachers').exists()  # The run goes before overrides.
   stored = json.loads((tmp_path / 'run/config.json').read_text())
   assert stored['teachers']['robust']['run'] == run
 
