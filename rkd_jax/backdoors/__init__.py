@@ -5,7 +5,7 @@
     data = rkd.backdoors.poison(split, trigger, rate=0.1, seed=0, num_classes=10)
 """
 
-from rkd_jax.backdoors.decoys import decoys
+from rkd_jax.backdoors.decoy import decoys
 from rkd_jax.backdoors.generated import input_aware
 from rkd_jax.backdoors.optimised import ckd, lba
 from rkd_jax.backdoors.poisoning import (

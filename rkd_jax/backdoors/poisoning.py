@@ -58,7 +58,7 @@ def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
     perturb: `perturb(images uint8, labels) -> uint8`, done to poisoned images
       before the trigger; see `harden`.
     decoys: other triggers, each put into as many images of its own, which get its
-      target; see `decoys.decoys`.
+      target; see `decoy.decoys`.
 
   Raises:
     ConfigError: rate outside (0, 1], target out of range, unknown mode, images of

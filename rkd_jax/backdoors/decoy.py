@@ -27,8 +27,8 @@ def decoys(trigger: Trigger, count: int, num_classes: int) -> tuple[Stamp, ...]:
   rows, columns = _PLACES
   most = min(num_classes, rows * columns) - 1
   if not 0 <= count <= most:
-    raise ConfigError(f'decoys must be from 0 to {most}, one for each other class, got '
-                      f'{count}')
+    raise ConfigError(f'decoys must be from 0 to {most}, one for each other class and '
+                      f'place, got {count}')
   if count and (not isinstance(trigger, Stamp) or trigger.clean_label):
     raise ConfigError(f"trigger {trigger.name!r} cannot have decoys: only one that is "
                       "added at fixed pixels can be moved, such as 'badnets'")
