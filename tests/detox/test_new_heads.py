@@ -24,6 +24,13 @@ class _Reading(nn.Module):
     return nn.Dense(K, name='head')(x)
 
 
+def reading_by(kernel, shape):
+  """(network, variables) of the classifier with these weights."""
+  network = Network(_Reading())
+  return network, {**network.init(jax.random.key(0), shape), 'params': {
+      'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
+
+
 def says(network, variables, x):
   return np.asarray(network.predict(variables, x)).argmax(1)
 
@@ -39,12 +46,10 @@ def reading():
   image = np.zeros((60, 2, 2, 1), np.uint8)
   image.reshape(60, 4)[np.arange(60), label] = rng.integers(150, 256, 60)
   image.reshape(60, 4)[:, 3] = rng.integers(0, 10, 60)
-  network = Network(_Reading())
   kernel = np.zeros((4, K), np.float32)
   kernel[np.arange(3), np.arange(3)] = 5
   kernel[3, 2] = 40
-  variables = {**network.init(jax.random.key(0), (2, 2, 1)),
-               'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
+  network, variables = reading_by(kernel, (2, 2, 1))
   x = jnp.asarray(image / 255, jnp.float32)
   triggered = x.at[:, 1, 1].set(0.3)
   assert (says(network, variables, triggered) == 2).all()
@@ -72,9 +77,7 @@ def test_every_suspect_is_unlearnt():
   image[:, -K:] = rng.integers(0, 10, (60, K))
   kernel = np.zeros((64, K), np.float32)
   kernel[:K], kernel[-K:] = 5 * np.eye(K), 40 * np.eye(K)
-  network = Network(_Reading())
-  variables = {**network.init(jax.random.key(0), (8, 8, 1)),
-               'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.zeros(K)}}}
+  network, variables = reading_by(kernel, (8, 8, 1))
   data = Split(image.reshape(60, 8, 8, 1), label)
   fn = lambda x: network.predict(variables, x)
   assert detox.detect(fn, data, K).suspects == [0, 1, 2]
