@@ -26,7 +26,10 @@ fashion_mnist_ckd_new_head. With those of both new heads: fashion_mnist_badnets_
 fashion_mnist_blended_reversed, fashion_mnist_sig_reversed, fashion_mnist_wanet_reversed,
 fashion_mnist_ckd_reversed, mnist_blended_reversed, mnist_sig_reversed,
 mnist_lc_reversed, mnist_input_aware_reversed, mnist_ckd_reversed,
-mnist_lba_reversed. With the undefended students alone: fashion_mnist_sig_passing,
+mnist_lba_reversed. All weights instead of the head, with 'unlearning' in the place of
+'reversed': fashion_mnist_badnets_unlearning, fashion_mnist_blended_unlearning,
+fashion_mnist_sig_unlearning, fashion_mnist_wanet_unlearning,
+fashion_mnist_ckd_unlearning. With the undefended students alone: fashion_mnist_sig_passing,
 fashion_mnist_lc_passing, fashion_mnist_input_aware_passing, fashion_mnist_lba_passing.
 With baselines that train harder than their defaults: fashion_mnist_badnets_baselines,
 fashion_mnist_blended_baselines. CIFAR-10:
@@ -62,11 +65,13 @@ _FEW = (
     ('fashion_mnist', 'new_head', ('blended', 'wanet', 'ckd')),
     ('fashion_mnist', 'labels', ('blended', 'sig', 'wanet')),
     ('fashion_mnist', 'reversed', ('badnets', 'blended', 'sig', 'wanet', 'ckd')),
+    ('fashion_mnist', 'unlearning', ('badnets', 'blended', 'sig', 'wanet', 'ckd')),
     ('fashion_mnist', 'baselines', ('badnets', 'blended')),
     ('fashion_mnist', 'passing', ('sig', 'lc', 'input_aware', 'lba')))
 VARIANTS = (*_PAIRS, *(f'{data}_{trigger}_{what}'
                        for data, what, triggers in _FEW for trigger in triggers),
-            'cifar10_badnets', 'cifar10_badnets_cnn', 'mnist_adba', 'fashion_mnist_adba',
+            'cifar10_badnets', 'cifar10_badnets_cnn', 'cifar10_ckd', 'mnist_adba',
+            'fashion_mnist_adba',
             *(f'{_BADNETS}_{what}' for what in (
                 'labels', 'cap', 'weight', 'layers', 'share', 'gates', 'families',
                 'adaptive', 'decoys', 'compose', 'all_to_all')), 'smoke')
@@ -130,6 +135,8 @@ def get_config(variant=''):
       'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
   })
   if normalised:
+    if trigger == 'ckd':
+      config.teachers.poisoned.overrides.backdoor.layer = 'stage3'
     config.model = 'wide_resnet10_1'
     config.data.train_examples = 5_000
     config.optimizer.learning_rate = 0.1
@@ -237,6 +244,13 @@ STUDENTS = {
     'reversed': _named(('CE alone', *(
         f'{recipe}{what}' for recipe in ('head', 'logits')
         for what in ('', ', clean teacher', ', new_head', ', reversed')))),
+    'unlearning': (
+        *_named(('head', 'head, clean teacher', 'head, reversed')),
+        defended('head, unlearning', HEAD, 'unlearning'),
+        defended('head, unlearning, all', HEAD, 'unlearning', classes=10),
+        *_named(('logits', 'logits, clean teacher', 'logits, reversed')),
+        defended('logits, unlearning', LOGITS, 'unlearning'),
+        defended('logits, unlearning, all', LOGITS, 'unlearning', classes=10)),
     'passing': (*PASSING, *_named(('head, clean teacher', 'logits, clean teacher'))),
     # Ten times the rate, more steps: the best of these at seed 0 of BadNets.
     'baselines': (*_named(('head', 'head, clean teacher', 'head, reversed')), *(

@@ -21,13 +21,14 @@ from rkd_jax.detox import (
     nad,
     new_head,
     reversed_trigger,
+    unlearning,
 )
 from rkd_jax.detox.detection import detect
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.models.network import Network, Variables
 
 METHODS = {'masks': masks, 'gates': gates, 'new_head': new_head,
-           'reversed_trigger': reversed_trigger,
+           'reversed_trigger': reversed_trigger, 'unlearning': unlearning,
            'finetune': finetune, 'fine_pruning': fine_pruning, 'nad': nad, 'anp': anp,
            'i_bau': i_bau, 'ft_sam': ft_sam}
 

@@ -60,6 +60,12 @@ class Report(NamedTuple):
     small = (self.size < SMALL * self.masks[0].size) & (self.success >= _TURNS)
     return [int(k) for k in np.flatnonzero(small | (self.anomaly > SUSPICIOUS))]
 
+  def attacked(self, count: int = 0) -> list[int]:
+    """What to take for the attacker's classes: the `count` that stand out most; 0: the
+    suspects, or one class where there are none."""
+    first = [int(k) for k in self.nearest]
+    return first[:count] if count else self.suspects or first[:1]
+
 
 def detect(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int, *,
            eps: float = 0.1, seed: int = 0, **settings) -> Report:

@@ -31,6 +31,11 @@ class Patches(NamedTuple):
   patterns: np.ndarray
 
 
+def paste(image: jax.Array, mask: jax.Array, pattern: jax.Array) -> jax.Array:
+  """(1 - m) x + m t: images [B, H, W, C] under a patch, or under one each."""
+  return (1 - mask) * image + mask * pattern
+
+
 def reverse(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int, *,
             weight: float = 0.02, steps: int = 300, learning_rate: float = 0.1,
             batch_size: int = 64, key: jax.Array) -> Patches:
@@ -50,12 +55,11 @@ def reverse(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int
   """
   shape = split.image.shape[1:]
 
-  def paste(free, image):
-    mask, pattern = (jax.nn.sigmoid(free[name]) for name in ('mask', 'pattern'))
-    return (1 - mask) * image + mask * pattern
+  def pasted(free, image):
+    return paste(image, *(jax.nn.sigmoid(free[name]) for name in ('mask', 'pattern')))
 
   def one(free, image, k):
-    logits = fn(paste(free, image))
+    logits = fn(pasted(free, image))
     wanted = jnp.full(len(image), k)
     return (jnp.mean(losses.cross_entropy(logits, wanted))
             + weight * jnp.sum(jax.nn.sigmoid(free['mask'])))
@@ -72,7 +76,7 @@ def reverse(fn: Callable[[jax.Array], jax.Array], split: Split, num_classes: int
   free, _ = descend(loss_fn, start, (), split, optax.adam(learning_rate), key=key,
                     steps=steps, batch_size=batch_size)
   turned = parallel.compile_fn(lambda free, image, k: jnp.mean(
-      jnp.argmax(fn(paste(free, to_float(image))), -1) == k))
+      jnp.argmax(fn(pasted(free, to_float(image))), -1) == k))
   some = split.image[:500]
   success = np.array([turned(jax.tree.map(lambda leaf, k=k: leaf[k], free), some, k)
                       for k in range(num_classes)])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from rkd_jax import losses
-from rkd_jax.detox import head
+from rkd_jax.detox import head, neural_cleanse
 from rkd_jax.detox.descent import descend
 from rkd_jax.detox.detection import detect
 from rkd_jax.errors import ConfigError
@@ -52,17 +52,16 @@ def run(network, variables, split, settings, *, key):
   """
   old = lambda images: network.predict(variables, images)
   num_classes = head.num_classes(network, variables, split.image.shape[1:])
-  _check(settings, num_classes)
+  check(settings, num_classes)
   found = detect(
       old, split, num_classes, eps=settings['eps'], steps=settings['search_steps'],
       seed=int(jax.random.bits(key, dtype=jnp.uint32)))
-  attacked = (found.nearest[:settings['classes']] if settings['classes']
-              else found.suspects or found.nearest[:1])
+  attacked = found.attacked(settings['classes'])
   masks, patterns = (jnp.asarray(of[attacked]) for of in (found.masks, found.patterns))
 
   def loss_fn(free, carried, image, label, key):
     which = jax.random.randint(key, label.shape, 0, len(attacked))
-    bad = (1 - masks[which]) * image + masks[which] * patterns[which]
+    bad = neural_cleanse.paste(image, masks[which], patterns[which])
     logits = network.predict(
         head.replaced(variables, free), jnp.concatenate([image, bad]))
     clean, triggered = jnp.split(logits, 2)
@@ -78,7 +77,8 @@ def run(network, variables, split, settings, *, key):
   return network, head.replaced(variables, free)
 
 
-def _check(settings, num_classes):
+def check(settings, num_classes):
+  """Raises ConfigError where a setting is out of its range."""
   if not 0 <= settings['classes'] <= num_classes:
     raise ConfigError(f'classes must be from 0 to the {num_classes} classes of the '
                       f'teacher, got {settings["classes"]}')

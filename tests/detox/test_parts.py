@@ -225,6 +225,7 @@ def test_defences_keep_what_they_should(name, teacher):
     ('reversed_trigger', {'classes': K + 1}, 'from 0 to the 3 classes'),
     ('reversed_trigger', {'search_steps': 0}, 'search_steps must be >= 1'),
     ('reversed_trigger', {'eps': -0.1}, 'eps >= 0'),
+    ('unlearning', {'restart_every': 0}, 'restart_every must be >= 1'),
     ('nad', {'beta': -1.0}, 'beta'),
     ('anp', {'threshold': 2.0}, 'threshold'),
     ('ft_sam', {'rho': -1.0}, 'rho'),

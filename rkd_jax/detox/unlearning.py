@@ -1,0 +1,96 @@
+"""All weights of a teacher, trained to forget what detection finds.
+
+A trigger that was made against features, as CKD's is, can leave all triggered images with
+one feature vector; then no classifier on top tells them apart, however it is trained. So
+the features have to change: on clean images the network copies what it was, and a patch
+and a perturbation that turn images into the attacker's classes come to mean nothing. The
+perturbation follows the weights, so that it is not merely moved.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rkd_jax import losses
+from rkd_jax.detox import head, neural_cleanse, reversed_trigger, universal
+from rkd_jax.detox.descent import repeat
+from rkd_jax.detox.detection import detect
+from rkd_jax.errors import ConfigError
+
+SUMMARY = 'all weights against the patch and perturbation that detection finds'
+
+DEFAULTS = {
+    'classes': 0, 'eps': 0.1, 'search_steps': 300, 'attack_steps': 2,
+    'restart_every': 50, 'temperature': 2.0, 'weight': 1.0, 'steps': 400,
+    'learning_rate': 1e-3, 'batch_size': 64}
+
+
+def run(network, variables, split, settings, *, key):
+  """The teacher with weights that minimise T^2 KL(old(x), new(x)) + w CE(x', y).
+
+  For every image one of the attacker's classes k is drawn, and x' is either
+  (1 - m_k) x + m_k t_k, with the patch that `detection.detect` finds, or x + d_k, with a
+  universal perturbation |d_k| <= eps that signed steps drive towards k on every batch.
+  Adam, with a learning rate that falls to 0 along a cosine; BatchNorm keeps its running
+  statistics.
+
+  Args:
+    network, variables: the teacher.
+    split: clean images and labels.
+    settings:
+      classes, search_steps, temperature, weight: as in `reversed_trigger`.
+      eps: of the perturbations, here and in detection, >= 0.
+      attack_steps: steps of the perturbations, of eps / 5, in every update.
+      restart_every: updates after which the perturbations start anew, >= 1.
+      steps, learning_rate, batch_size: of the weights.
+    key: of the reversal, the batches and the perturbations.
+
+  Returns:
+    (network, variables).
+
+  Raises:
+    ConfigError: a setting out of its range, or more classes than the teacher has.
+  """
+  old = lambda images: network.predict(variables, images)
+  shape = split.image.shape[1:]
+  num_classes = head.num_classes(network, variables, shape)
+  reversed_trigger.check(settings, num_classes)
+  if settings['restart_every'] < 1:
+    raise ConfigError(f'restart_every must be >= 1, got {settings["restart_every"]}')
+  eps = settings['eps']
+  found = detect(
+      old, split, num_classes, eps=eps, steps=settings['search_steps'],
+      seed=int(jax.random.bits(key, dtype=jnp.uint32)))
+  attacked = jnp.asarray(found.attacked(settings['classes']))
+  masks, patterns = jnp.asarray(found.masks), jnp.asarray(found.patterns)
+  tx = optax.adam(optax.cosine_decay_schedule(
+      settings['learning_rate'], max(settings['steps'], 1)))
+  fn_of = lambda params: lambda x: network.predict({**variables, 'params': params}, x)
+
+  def loss_fn(params, image, label, bad):
+    clean, triggered = jnp.split(fn_of(params)(jnp.concatenate([image, bad])), 2)
+    kept = losses.softened_kl(clean, old(image), temperature=settings['temperature'])
+    return jnp.mean(kept + settings['weight'] * losses.cross_entropy(triggered, label))
+
+  def step(state, image, label, key):
+    params, optimizer, deltas, count = state
+    keys = jax.random.split(key, 3)
+    fresh = universal.start(num_classes, shape, eps, keys[0])
+    deltas = jnp.where(count % settings['restart_every'] == 0, fresh, deltas)
+    which = jax.random.choice(keys[1], attacked, label.shape)
+    for _ in range(settings['attack_steps']):
+      deltas = universal.ascend(
+          fn_of(params), image, which, deltas, eps=eps, step_size=eps / 5)
+    patched = neural_cleanse.paste(image, masks[which], patterns[which])
+    perturbed = universal.perturb(image, deltas, which)
+    patch = jax.random.bernoulli(keys[2], shape=(*label.shape, 1, 1, 1))
+    grads = jax.grad(loss_fn)(params, image, label, jnp.where(patch, patched, perturbed))
+    updates, optimizer = tx.update(grads, optimizer, params)
+    return optax.apply_updates(params, updates), optimizer, deltas, count + 1
+
+  params = variables['params']
+  state = (params, tx.init(params), universal.start(num_classes, shape, eps, key),
+           jnp.int32(0))
+  params = repeat(step, state, split, key=key, steps=settings['steps'],
+                  batch_size=settings['batch_size'])[0]
+  return network, {**variables, 'params': params}
