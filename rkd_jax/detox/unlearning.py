@@ -21,7 +21,7 @@ SUMMARY = 'all weights against the patch and perturbation that detection finds'
 
 DEFAULTS = {
     'classes': 0, 'eps': 0.1, 'search_steps': 300, 'attack_steps': 2,
-    'restart_every': 50, 'temperature': 2.0, 'weight': 1.0, 'steps': 400,
+    'restart_every': 50, 'temperature': 2.0, 'weight': 1.0, 'steps': 1000,
     'learning_rate': 1e-3, 'batch_size': 64}
 
 
