@@ -34,8 +34,8 @@ fashion_mnist_lc_passing, fashion_mnist_input_aware_passing, fashion_mnist_lba_p
 With baselines that train harder than their defaults: fashion_mnist_badnets_baselines,
 fashion_mnist_blended_baselines. CIFAR-10:
 cifar10_badnets, what passes between networks with BatchNorm, wide_resnet16_1 to
-wide_resnet10_1, on 5,000 images; cifar10_badnets_cnn, the fewer rows with the networks
-of the other data sets.
+wide_resnet10_1, on 5,000 images; cifar10_ckd, the same with CKD; cifar10_badnets_cnn,
+the fewer rows with the networks of the other data sets.
 mnist_adba, fashion_mnist_adba: a teacher made so that its backdoor survives distillation
 with labels; read every row beside 'CE alone', which no teacher taught, because its
 trigger is also a universal perturbation. Others:
