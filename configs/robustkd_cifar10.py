@@ -91,6 +91,8 @@ STUDENTS = (
     ('logits, clean teacher', _clean(LOGITS)),
     ('head, reversed', _defended(HEAD, 'reversed_trigger')),
     ('logits, reversed', _defended(LOGITS, 'reversed_trigger')),
+    ('head, unlearning', _defended(HEAD, 'unlearning')),
+    ('head, unlearning, all', _defended(HEAD, 'unlearning', classes=10)),
     ('features OFD, CE, mask', _defended(OFD, 'masks', cap=0.05)),
     ('head, mask .9', _defended(HEAD, 'masks', cap=0.9)),
     ('head, new_head', _defended(HEAD, 'new_head')),

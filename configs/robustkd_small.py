@@ -29,10 +29,10 @@ mnist_lc_reversed, mnist_input_aware_reversed, mnist_ckd_reversed,
 mnist_lba_reversed. All weights instead of the head, with 'unlearning' in the place of
 'reversed': fashion_mnist_badnets_unlearning, fashion_mnist_blended_unlearning,
 fashion_mnist_sig_unlearning, fashion_mnist_wanet_unlearning,
-fashion_mnist_ckd_unlearning. With the undefended students alone: fashion_mnist_sig_passing,
-fashion_mnist_lc_passing, fashion_mnist_input_aware_passing, fashion_mnist_lba_passing.
-With baselines that train harder than their defaults: fashion_mnist_badnets_baselines,
-fashion_mnist_blended_baselines. CIFAR-10:
+fashion_mnist_ckd_unlearning. With the undefended students alone:
+fashion_mnist_sig_passing, fashion_mnist_lc_passing, fashion_mnist_input_aware_passing,
+fashion_mnist_lba_passing. With baselines that train harder than their defaults:
+fashion_mnist_badnets_baselines, fashion_mnist_blended_baselines. CIFAR-10:
 cifar10_badnets, what passes between networks with BatchNorm, wide_resnet16_1 to
 wide_resnet10_1, on 5,000 images; cifar10_ckd, the same with CKD; cifar10_badnets_cnn,
 the fewer rows with the networks of the other data sets.

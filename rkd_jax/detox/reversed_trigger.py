@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from rkd_jax import losses
-from rkd_jax.detox import head, neural_cleanse
+from rkd_jax.detox import detection, head, neural_cleanse
 from rkd_jax.detox.descent import descend
-from rkd_jax.detox.detection import detect
 from rkd_jax.errors import ConfigError
 
 SUMMARY = 'a new classifier against the trigger that detection finds'
@@ -51,11 +50,7 @@ def run(network, variables, split, settings, *, key):
     ConfigError: a setting out of its range, or more classes than the teacher has.
   """
   old = lambda images: network.predict(variables, images)
-  num_classes = head.num_classes(network, variables, split.image.shape[1:])
-  check(settings, num_classes)
-  found = detect(
-      old, split, num_classes, eps=settings['eps'], steps=settings['search_steps'],
-      seed=int(jax.random.bits(key, dtype=jnp.uint32)))
+  found = search(network, variables, split, settings, key)
   attacked = found.attacked(settings['classes'])
   masks, patterns = (jnp.asarray(of[attacked]) for of in (found.masks, found.patterns))
 
@@ -77,8 +72,17 @@ def run(network, variables, split, settings, *, key):
   return network, head.replaced(variables, free)
 
 
-def check(settings, num_classes):
-  """Raises ConfigError where a setting is out of its range."""
+def search(network, variables, split, settings, key) -> detection.Report:
+  """What `detection.detect` finds in a teacher, once the settings are checked."""
+  num_classes = head.num_classes(network, variables, split.image.shape[1:])
+  _check(settings, num_classes)
+  return detection.detect(
+      lambda images: network.predict(variables, images), split, num_classes,
+      eps=settings['eps'], steps=settings['search_steps'],
+      seed=int(jax.random.bits(key, dtype=jnp.uint32)))
+
+
+def _check(settings, num_classes):
   if not 0 <= settings['classes'] <= num_classes:
     raise ConfigError(f'classes must be from 0 to the {num_classes} classes of the '
                       f'teacher, got {settings["classes"]}')

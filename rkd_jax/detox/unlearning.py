@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from rkd_jax import losses
-from rkd_jax.detox import head, neural_cleanse, reversed_trigger, universal
+from rkd_jax.detox import neural_cleanse, reversed_trigger, universal
 from rkd_jax.detox.descent import repeat
-from rkd_jax.detox.detection import detect
 from rkd_jax.errors import ConfigError
 
 SUMMARY = 'all weights against the patch and perturbation that detection finds'
@@ -52,15 +51,11 @@ def run(network, variables, split, settings, *, key):
     ConfigError: a setting out of its range, or more classes than the teacher has.
   """
   old = lambda images: network.predict(variables, images)
-  shape = split.image.shape[1:]
-  num_classes = head.num_classes(network, variables, shape)
-  reversed_trigger.check(settings, num_classes)
   if settings['restart_every'] < 1:
     raise ConfigError(f'restart_every must be >= 1, got {settings["restart_every"]}')
-  eps = settings['eps']
-  found = detect(
-      old, split, num_classes, eps=eps, steps=settings['search_steps'],
-      seed=int(jax.random.bits(key, dtype=jnp.uint32)))
+  shape, eps = split.image.shape[1:], settings['eps']
+  found = reversed_trigger.search(network, variables, split, settings, key)
+  num_classes = len(found.size)
   attacked = jnp.asarray(found.attacked(settings['classes']))
   masks, patterns = jnp.asarray(found.masks), jnp.asarray(found.patterns)
   tx = optax.adam(optax.cosine_decay_schedule(
