@@ -135,15 +135,17 @@ def get_config(variant=''):
       'compare': {'seeds': (0, 1, 2), 'students': STUDENTS[what]},
   })
   if normalised:
+    rows = _named(WRN)
     if trigger == 'ckd':
       config.teachers.poisoned.overrides.backdoor.layer = 'stage3'
+      rows = (*rows, *WRN_CKD)
     config.model = 'wide_resnet10_1'
     config.data.train_examples = 5_000
     config.optimizer.learning_rate = 0.1
     config.train.batch_size = 64
     config.compare.students = tuple(
         (name, {**recipe, 'train': {'epochs': 12, 'checkpoint_every': 12},
-                'validation': {'every': 12}}) for name, recipe in _named(WRN))
+                'validation': {'every': 12}}) for name, recipe in rows)
   if what == 'compose':
     config.teachers.clean = config.teachers.poisoned
     config.teachers.robust = {'overrides': {'method': 'trades', 'model': 'cnn_16_32'}}
@@ -228,6 +230,13 @@ SHORT = ('CE alone', 'features OFD, CE', 'head', 'head, clean teacher', 'head, m
          'logits, reversed', 'logits, ft_sam')
 WRN = ('CE alone', 'features OFD, CE', 'head', 'head, clean teacher', 'logits',
        'logits T 20')
+
+# Few steps of the search, whose classes do not matter where all are unlearnt.
+WRN_CKD = (
+    defended('head, new_head', HEAD, 'new_head'),
+    defended('head, unlearning, all, 400', HEAD, 'unlearning', classes=10,
+             search_steps=30, steps=400),
+    defended('head, unlearning, all', HEAD, 'unlearning', classes=10, search_steps=30))
 
 
 def _named(names):
