@@ -21,7 +21,6 @@ from jax import lax
 
 from rkd_jax import bounds, models
 from rkd_jax.bounds.rounding import gamma
-from rkd_jax.models.network import Network
 from rkd_jax.models.taps import with_features
 from rkd_jax.training import parallel
 
@@ -57,7 +56,7 @@ def exact(name):
   """fn(params, x) in float64, but for the vectors that are float32 in every network."""
   if name[0].isdigit():
     return on_host(table.dense)
-  module = Network(models.create(name, num_classes=10, dtype=jnp.float64)).module
+  module = models.create(name, num_classes=10, dtype=jnp.float64)
 
   def fn(params, x):
     head = params['params']['head']

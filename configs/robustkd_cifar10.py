@@ -30,7 +30,7 @@ def get_config(variant='ckd'):
   trigger = 'ckd' if smoke else variant
   teacher = {
       'method': 'standard', 'model': 'wide_resnet28_4',
-      'optimizer': {'weight_decay': 5e-4, 'nesterov': True},
+      **SGD,
       'train': {'epochs': 12, 'checkpoint_every': 12}, 'validation': {'every': 12}}
   config = ml_collections.ConfigDict({
       'model': 'wide_resnet16_4',
@@ -64,7 +64,7 @@ def get_config(variant='ckd'):
   return config
 
 
-SGD = {'optimizer': {'learning_rate': 0.1, 'weight_decay': 5e-4, 'nesterov': True}}
+SGD = {'optimizer': {'weight_decay': 5e-4, 'nesterov': True}}
 ADAM = {'optimizer': {'name': 'adam', 'learning_rate': 2e-3, 'weight_decay': 0.0,
                       'clip_norm': 0.0}}
 CE = {'method': 'robustkd', **SGD, 'robustkd': {'features': 'none'}}

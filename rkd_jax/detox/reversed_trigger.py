@@ -57,12 +57,8 @@ def run(network, variables, split, settings, *, key):
   def loss_fn(free, carried, image, label, key):
     which = jax.random.randint(key, label.shape, 0, len(attacked))
     bad = neural_cleanse.paste(image, masks[which], patterns[which])
-    logits = network.predict(
-        head.replaced(variables, free), jnp.concatenate([image, bad]))
-    clean, triggered = jnp.split(logits, 2)
-    kept = losses.softened_kl(clean, old(image), temperature=settings['temperature'])
-    unlearnt = losses.cross_entropy(triggered, label)
-    return jnp.mean(kept + settings['weight'] * unlearnt), carried
+    new = lambda x: network.predict(head.replaced(variables, free), x)
+    return loss(new, old, image, label, bad, settings), carried
 
   rate = optax.cosine_decay_schedule(settings['learning_rate'], max(settings['steps'], 1))
   free, _ = descend(
@@ -70,6 +66,14 @@ def run(network, variables, split, settings, *, key):
       optax.adam(rate), key=key, steps=settings['steps'],
       batch_size=settings['batch_size'])
   return network, head.replaced(variables, free)
+
+
+def loss(new, old, image, label, bad, settings) -> jax.Array:
+  """Mean of T^2 KL(old(x), new(x)) + w CE(new(x'), y), of functions images -> logits."""
+  clean, triggered = jnp.split(new(jnp.concatenate([image, bad])), 2)
+  kept = losses.softened_kl(clean, old(image), temperature=settings['temperature'])
+  unlearnt = losses.cross_entropy(triggered, label)
+  return jnp.mean(kept + settings['weight'] * unlearnt)
 
 
 def search(network, variables, split, settings, key) -> detection.Report:

@@ -46,6 +46,23 @@ def ascend(fn, images, classes, deltas, *, eps: float, step_size: float) -> jax.
   return jnp.clip(moved, -eps, eps)
 
 
+def chase(fn, images, classes, deltas, count, key, settings) -> jax.Array:
+  """The perturbations after the ascent of one update of the weights, which they follow.
+
+  Args:
+    fn, images, classes, deltas: as in `ascend`.
+    count: the number of the update; every `restart_every` of them all start anew.
+    key: of such a start.
+    settings: `eps`, `attack_steps` (of eps / 5) and `restart_every`.
+  """
+  eps = settings['eps']
+  fresh = start(len(deltas), deltas.shape[1:], eps, key)
+  deltas = jnp.where(count % settings['restart_every'] == 0, fresh, deltas)
+  for _ in range(settings['attack_steps']):
+    deltas = ascend(fn, images, classes, deltas, eps=eps, step_size=eps / 5)
+  return deltas
+
+
 def reach(fn, split: Split, num_classes: int, *, eps: float, steps: int = 150,
           batch_size: int = 128, key: jax.Array) -> np.ndarray:
   """How near each class is: mean log p_k(x + d_k) over images x of other classes.

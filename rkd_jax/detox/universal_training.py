@@ -48,7 +48,7 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
     if not settings[name] >= 0:
       raise ConfigError(f'{name} must be >= 0, got {settings[name]}')
   tx = optax.adam(settings['learning_rate'])
-  shape, eps = split.image.shape[1:], settings['eps']
+  shape = split.image.shape[1:]
   num_classes = head.num_classes(*build(free), shape)
 
   def fn_of(free):
@@ -64,17 +64,14 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
 
   def step(state, image, label, key):
     free, optimizer, deltas, count = state
-    fresh = universal.start(num_classes, shape, eps, jax.random.fold_in(key, 0))
-    deltas = jnp.where(count % settings['restart_every'] == 0, fresh, deltas)
     classes = universal.assign(label, num_classes, jax.random.fold_in(key, 1))
-    for _ in range(settings['attack_steps']):
-      deltas = universal.ascend(
-          fn_of(free), image, classes, deltas, eps=eps, step_size=eps / 5)
+    deltas = universal.chase(fn_of(free), image, classes, deltas, count,
+                             jax.random.fold_in(key, 0), settings)
     grads = jax.grad(loss_fn)(
         free, image, label, universal.perturb(image, deltas, classes))
     updates, optimizer = tx.update(grads, optimizer, free)
     return optax.apply_updates(free, updates), optimizer, deltas, count + 1
 
-  deltas = universal.start(num_classes, shape, eps, key)
+  deltas = universal.start(num_classes, shape, settings['eps'], key)
   return repeat(step, (free, tx.init(free), deltas, jnp.int32(0)), split, key=key,
                 steps=settings['steps'], batch_size=settings['batch_size'])[0]

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rkd_jax import losses
 from rkd_jax.detox import neural_cleanse, reversed_trigger, universal
 from rkd_jax.detox.descent import repeat
 from rkd_jax.errors import ConfigError
@@ -53,9 +52,7 @@ def run(network, variables, split, settings, *, key):
   old = lambda images: network.predict(variables, images)
   if settings['restart_every'] < 1:
     raise ConfigError(f'restart_every must be >= 1, got {settings["restart_every"]}')
-  shape, eps = split.image.shape[1:], settings['eps']
   found = reversed_trigger.search(network, variables, split, settings, key)
-  num_classes = len(found.size)
   attacked = jnp.asarray(found.attacked(settings['classes']))
   masks, patterns = jnp.asarray(found.masks), jnp.asarray(found.patterns)
   tx = optax.adam(optax.cosine_decay_schedule(
@@ -63,19 +60,14 @@ def run(network, variables, split, settings, *, key):
   fn_of = lambda params: lambda x: network.predict({**variables, 'params': params}, x)
 
   def loss_fn(params, image, label, bad):
-    clean, triggered = jnp.split(fn_of(params)(jnp.concatenate([image, bad])), 2)
-    kept = losses.softened_kl(clean, old(image), temperature=settings['temperature'])
-    return jnp.mean(kept + settings['weight'] * losses.cross_entropy(triggered, label))
+    return reversed_trigger.loss(fn_of(params), old, image, label, bad, settings)
 
   def step(state, image, label, key):
     params, optimizer, deltas, count = state
     keys = jax.random.split(key, 3)
-    fresh = universal.start(num_classes, shape, eps, keys[0])
-    deltas = jnp.where(count % settings['restart_every'] == 0, fresh, deltas)
     which = jax.random.choice(keys[1], attacked, label.shape)
-    for _ in range(settings['attack_steps']):
-      deltas = universal.ascend(
-          fn_of(params), image, which, deltas, eps=eps, step_size=eps / 5)
+    deltas = universal.chase(
+        fn_of(params), image, which, deltas, count, keys[0], settings)
     patched = neural_cleanse.paste(image, masks[which], patterns[which])
     perturbed = universal.perturb(image, deltas, which)
     patch = jax.random.bernoulli(keys[2], shape=(*label.shape, 1, 1, 1))
@@ -84,8 +76,9 @@ def run(network, variables, split, settings, *, key):
     return optax.apply_updates(params, updates), optimizer, deltas, count + 1
 
   params = variables['params']
-  state = (params, tx.init(params), universal.start(num_classes, shape, eps, key),
-           jnp.int32(0))
+  deltas = universal.start(
+      len(found.size), split.image.shape[1:], settings['eps'], key)
+  state = (params, tx.init(params), deltas, jnp.int32(0))
   params = repeat(step, state, split, key=key, steps=settings['steps'],
                   batch_size=settings['batch_size'])[0]
   return network, {**variables, 'params': params}
