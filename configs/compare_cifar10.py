@@ -12,18 +12,19 @@ its own paper's learning-rate schedule.
 Variants:
   ''            ResNet-18 students
   mobilenet_v2  MobileNetV2 students
+  short         ResNet-18 students and teachers, ten epochs, bfloat16, one seed
   smoke         tiny networks and few images for one epoch: does it run?
 """
 
 import ml_collections
 
-VARIANTS = ('', 'mobilenet_v2', 'smoke')
+VARIANTS = ('', 'mobilenet_v2', 'short', 'smoke')
 
 
 def get_config(variant=''):
   """What differs from the defaults."""
   halves = {'schedule': {'milestones': (0.5, 0.75)}, 'train': {'epochs': 200}}
-  if variant == 'smoke':
+  if variant in ('short', 'smoke'):
     halves = {}
   config = ml_collections.ConfigDict({
       'model': 'mobilenet_v2' if variant == 'mobilenet_v2' else 'resnet18',
@@ -38,6 +39,15 @@ def get_config(variant=''):
       },
       'compare': {'seeds': (0, 1, 2), 'students': _students(halves)},
   })
+  if variant == 'short':
+    config.dtype = 'bfloat16'
+    config.schedule.name = 'cosine'
+    config.train.update({'epochs': 10, 'batch_size': 256, 'checkpoint_every': 10})
+    config.validation = {'every': 10}
+    config.evaluation = {'attacks': ('clean', 'pgd20'), 'batch_size': 1000}
+    config.compare.seeds = (0,)
+    for teacher in config.teachers.values():
+      teacher.overrides.update({'model': 'resnet18', 'train': {'epochs': 10}})
   if variant == 'smoke':
     config.model = 'resnet8'
     config.data.update({'train_examples': 16, 'test_examples': 8})

@@ -47,7 +47,8 @@ def get_config(variant='ckd'):
           'clean': {'overrides': teacher},
           'poisoned': {'overrides': {**teacher, 'backdoor': {
               'trigger': trigger, **TRIGGERS[trigger]}}}},
-      'compare': {'seeds': (0,), 'students': STUDENTS},
+      'compare': {'seeds': (0, 1, 2) if variant == 'ckd' else (0,),
+                  'students': STUDENTS},
   })
   if smoke:
     config.data.update({'train_examples': 256, 'test_examples': 100})
@@ -93,6 +94,8 @@ STUDENTS = (
     ('logits, reversed', _defended(LOGITS, 'reversed_trigger')),
     ('head, unlearning', _defended(HEAD, 'unlearning')),
     ('head, unlearning, all', _defended(HEAD, 'unlearning', classes=10)),
+    ('head, unlearning, all, 3000',
+     _defended(HEAD, 'unlearning', classes=10, steps=3000)),
     ('features OFD, CE, mask', _defended(OFD, 'masks', cap=0.05)),
     ('head, mask .9', _defended(HEAD, 'masks', cap=0.9)),
     ('head, new_head', _defended(HEAD, 'new_head')),
