@@ -205,7 +205,7 @@ def _detect(arguments, rest):
     print(f'{name:>5}  {of["size"]:>10.1f}  {of["success"]:>7.1%}  '
           f'{of["reach"]:>6.2f}  {of["anomaly"]:>7.2f}')
   print(f'suspects (anomaly above {found["threshold"]}, or a patch of less than '
-        f'{found["small_patch"]:.0%} of the pixels): '
+        f'{found["small_patch"]:.1%} of the pixels): '
         f'{", ".join(map(str, found["suspects"])) or "none"}')
   print(f'table: {pathlib.Path(arguments.workdir) / "tables" / "detect.json"}')
 

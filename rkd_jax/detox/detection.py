@@ -19,7 +19,7 @@ from rkd_jax.training import rng
 
 # Between clean and poisoned networks, see docs/backdoors_results.md: an anomaly above, or
 # a patch of less than this share of the pixels that turns so many images.
-SUSPICIOUS, SMALL, _TURNS = 3.0, 0.03, 0.9
+SUSPICIOUS, SMALL, _TURNS = 3.0, 0.025, 0.9
 # The least deviations, else classes that are all alike are told apart by noise: a share
 # of the median size, and nats.
 _LEAST_SIZE, _LEAST_REACH = 0.2, 0.5
