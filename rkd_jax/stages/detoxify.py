@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from rkd_jax.training import rng
 DONE = pathlib.Path('tables', 'detox.json')
 WEIGHTS = pathlib.Path('detox', 'teacher.safetensors')
 TEACHERS = ('clean', 'robust', 'poisoned')
+_COSTS = 0.1  # A loss of accuracy that says that settings do not fit the network.
 
 
 def check(config) -> None:
@@ -69,12 +71,18 @@ def detoxify(config, workdir: pathlib.Path, dataset: data.Dataset, teacher, prog
   seconds = time.perf_counter() - began
   cleaned = dataclasses.replace(teacher, network=network, variables=variables)
   weights.save(workdir / WEIGHTS, variables)
+  before, after = (_judge(config, dataset, of) for of in (teacher, cleaned))
   configuration.write_json(workdir / DONE, {
       'method': settings.method, 'examples': len(split), 'seconds': round(seconds, 2),
       'masked': _shapes(network, variables),
-      'teacher': {'before': _judge(config, dataset, teacher),
-                  'after': _judge(config, dataset, cleaned)},
-      **provenance.describe()})
+      'teacher': {'before': before, 'after': after}, **provenance.describe()})
+  was, now = (of['clean']['accuracy'] for of in (before, after))
+  if was - now > _COSTS:
+    warnings.warn(
+        f'detox {settings.method}: the accuracy of the {settings.teacher} teacher fell '
+        f'from {was:.1%} to {now:.1%}, so its settings hardly fit this network; see '
+        'config.detox.options, such as a lower learning_rate, and config.detox.share',
+        stacklevel=2)
   return cleaned
 
 

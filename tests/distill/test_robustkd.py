@@ -251,14 +251,14 @@ SMALL = {
 def look_for_a_backdoor(workdir, capsys):
   """The search runs on any finished run; here on the student."""
   assert cli.main(['detect', '--workdir', str(workdir), '--examples', '64']) == 0
-  assert ('suspects (anomaly above 3.0, or a patch of less than 3% of the pixels)'
+  assert ('suspects (anomaly above 3.0, or a patch of less than 2.5% of the pixels)'
           in capsys.readouterr().out)
   found = rkd.experiment.detect(SMALL, workdir, examples=64, steps=30)
   assert json.loads((workdir / 'tables/detect.json').read_text()) == found
   assert found['examples'] == 64 and list(found['classes']) == [str(k) for k in range(10)]
   assert found['suspects'] == [
       int(k) for k, of in found['classes'].items()
-      if of['anomaly'] > 3.0 or (of['size'] < 0.03 * 64 and of['success'] >= 0.9)]
+      if of['anomaly'] > 3.0 or (of['size'] < 0.025 * 64 and of['success'] >= 0.9)]
   assert set(found['variance']) == {'stage1', 'stage2', 'features'}
   with pytest.raises(ConfigError, match='examples must be >= 0'):
     rkd.experiment.detect(SMALL, workdir, examples=-1)
@@ -281,6 +281,10 @@ def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation, capsys):
   assert teacher['student']['best']['asr'] == before['asr']
   with pytest.raises(ConfigError, match='detox.options.steps'):
     rkd.run({**SMALL, 'detox': {**SMALL['detox'], 'options': {'steps': 6}}}, tmp_path)
+  too_fast = {'method': 'finetune', 'options': {'steps': 20, 'learning_rate': 1.0}}
+  with pytest.warns(UserWarning, match='poisoned teacher fell from .* learning_rate'):
+    rkd.run({**SMALL, 'detox': too_fast, 'train': {'epochs': 1}, 'teachers': {
+        'poisoned': {'run': str(tmp_path / 'teachers/poisoned')}}}, tmp_path / 'ruined')
 
 
 @pytest.mark.parametrize('changes, message', [
