@@ -8,6 +8,7 @@ from rkd_jax import losses
 from rkd_jax.data.batches import to_float
 from rkd_jax.data.dataset import Split
 from rkd_jax.detox.descent import repeat
+from rkd_jax.errors import ConfigError
 from rkd_jax.training import parallel
 
 
@@ -44,6 +45,13 @@ def ascend(fn, images, classes, deltas, *, eps: float, step_size: float) -> jax.
 
   moved = deltas - step_size * jnp.sign(jax.grad(towards)(deltas))
   return jnp.clip(moved, -eps, eps)
+
+
+def check(settings) -> None:
+  """Raises ConfigError where `eps` is not >= 0 or `restart_every` not >= 1."""
+  for name, least in (('eps', 0), ('restart_every', 1)):
+    if not settings[name] >= least:
+      raise ConfigError(f'{name} must be >= {least}, got {settings[name]}')
 
 
 def chase(fn, images, classes, deltas, count, key, settings) -> jax.Array:

@@ -32,7 +32,7 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
     settings:
       eps: radius in pixel units, >= 0.
       attack_steps: steps of the perturbations, of eps / 5, in every update.
-      restart_every: updates after which the perturbations start anew.
+      restart_every: updates after which the perturbations start anew, >= 1.
       weight: of the loss on perturbed images, >= 0.
       steps, learning_rate, batch_size: of Adam.
     key: of batches and perturbations.
@@ -44,9 +44,9 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
   Raises:
     ConfigError: a setting out of its range.
   """
-  for name in ('eps', 'weight'):
-    if not settings[name] >= 0:
-      raise ConfigError(f'{name} must be >= 0, got {settings[name]}')
+  universal.check(settings)
+  if not settings['weight'] >= 0:
+    raise ConfigError(f'weight must be >= 0, got {settings["weight"]}')
   tx = optax.adam(settings['learning_rate'])
   shape = split.image.shape[1:]
   num_classes = head.num_classes(*build(free), shape)

@@ -13,7 +13,6 @@ import optax
 
 from rkd_jax.detox import neural_cleanse, reversed_trigger, universal
 from rkd_jax.detox.descent import repeat
-from rkd_jax.errors import ConfigError
 
 SUMMARY = 'all weights against the patch and perturbation that detection finds'
 
@@ -52,8 +51,7 @@ def run(network, variables, split, settings, *, key):
     ConfigError: a setting out of its range, or more classes than the teacher has.
   """
   old = lambda images: network.predict(variables, images)
-  if settings['restart_every'] < 1:
-    raise ConfigError(f'restart_every must be >= 1, got {settings["restart_every"]}')
+  universal.check(settings)
   found = reversed_trigger.search(network, variables, split, settings, key)
   attacked = jnp.asarray(found.attacked(settings['classes']))
   masks, patterns = jnp.asarray(found.masks), jnp.asarray(found.patterns)

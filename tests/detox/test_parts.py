@@ -220,6 +220,7 @@ def test_defences_keep_what_they_should(name, teacher):
     ('gates', {'eps': -1.0}, 'eps must be >= 0'),
     ('gates', {'penalty': -1.0}, 'penalty must be >= 0'),
     ('new_head', {'weight': -1.0}, 'weight must be >= 0'),
+    ('new_head', {'restart_every': 0}, 'restart_every must be >= 1'),
     ('reversed_trigger', {'weight': -1.0}, 'weight >= 0'),
     ('reversed_trigger', {'temperature': 0.0}, 'temperature must be > 0'),
     ('reversed_trigger', {'classes': K + 1}, 'from 0 to the 3 classes'),
