@@ -40,7 +40,7 @@ mnist_adba, fashion_mnist_adba: a teacher made so that its backdoor survives dis
 with labels; read every row beside 'CE alone', which no teacher taught, because its
 trigger is also a universal perturbation. Others:
 fashion_mnist_badnets_labels, fashion_mnist_blended_labels, fashion_mnist_sig_labels,
-fashion_mnist_wanet_labels: logits with labels;
+fashion_mnist_wanet_labels, fashion_mnist_ckd_labels: logits with labels;
 fashion_mnist_badnets_cap, fashion_mnist_badnets_weight, fashion_mnist_badnets_layers,
 fashion_mnist_badnets_share: sensitivity to the mask's cap, lambda and layers and to the
 clean data; fashion_mnist_badnets_gates: which part of the gates does what;
@@ -63,7 +63,7 @@ _FEW = (
     ('mnist', 'reversed', ('blended', 'sig', 'lc', 'input_aware', 'ckd', 'lba')),
     ('fashion_mnist', 'short', ('sig', 'lc', 'input_aware', 'lba')),
     ('fashion_mnist', 'new_head', ('blended', 'wanet', 'ckd')),
-    ('fashion_mnist', 'labels', ('blended', 'sig', 'wanet')),
+    ('fashion_mnist', 'labels', ('blended', 'sig', 'wanet', 'ckd')),
     ('fashion_mnist', 'reversed', ('badnets', 'blended', 'sig', 'wanet', 'ckd')),
     ('fashion_mnist', 'unlearning', ('badnets', 'blended', 'sig', 'wanet', 'ckd')),
     ('fashion_mnist', 'baselines', ('badnets', 'blended')),
