@@ -1,9 +1,10 @@
 """Decoded data sets on disk, so that images are decompressed once.
 
 One folder an entry, `<name>-<version>-<fingerprint>`, under RKD_CACHE_DIR or
-~/.cache/rkd_jax: four .npy files and meta.json with the class names and each
-file's CRC-32. The fingerprint changes with the source files, so an old entry is
-never read for new data; old entries may be deleted at any time.
+~/.cache/rkd_jax: four .npy files and meta.json, which holds the class names and a
+SHA-256 of them and of each file. The fingerprint is a digest of what the source files
+contain, so an entry is never read for other data, whatever their sizes and times say.
+Old entries may be deleted at any time.
 """
 
 import hashlib
@@ -13,7 +14,6 @@ import pathlib
 import shutil
 import uuid
 import warnings
-import zlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from rkd_jax.data.dataset import Stored, make_split, make_stored
 from rkd_jax.errors import DataError
 
-_FORMAT = 1  # Part of the fingerprint: raise it when the decoded arrays change.
+_FORMAT = 2  # Part of the fingerprint: raise it when the decoded arrays change.
 _FILES = ('train_image', 'train_label', 'test_image', 'test_label')
 
 
@@ -33,33 +33,42 @@ def directory() -> pathlib.Path:
 
 def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path],
                 text: str = '') -> str:
-  """16 hexadecimal digits from the names, sizes and times of files.
+  """32 hexadecimal digits of a SHA-256 of the names and contents of files.
+
+  Every byte is read, at about 1.7 GB/s and 20 microseconds a file: 0.1 s for CIFAR-10,
+  2.5 s for the 110,000 files of Tiny-ImageNet. Times are not used, because copies and
+  archives set them at will.
 
   Args:
-    root: names are taken relative to it.
-    files: the source files.
-    text: more that the content depends on.
+    root: Folder that the names are taken relative to.
+    files: Source files.
+    text: Whatever else the decoded arrays depend on.
   """
-  digest = hashlib.sha256(f'{_FORMAT}\n{text}\n'.encode())
+  digest = hashlib.sha256(repr((_FORMAT, text)).encode(errors='surrogatepass'))
   for file in sorted(files):
-    stat = file.stat()
-    digest.update(
-        f'{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n'
-        .encode(errors='surrogateescape'))
-  return digest.hexdigest()[:16]
+    name = os.fsencode(file.relative_to(root))
+    digest.update(b'%d\0%b' % (len(name), name))
+    digest.update(_sha256(file).digest())
+  return digest.hexdigest()[:32]
 
 
-def through(key: str, decode: Callable[[], Stored]) -> Stored:
+def through(name: str, fingerprint_of: Callable[[], str],
+            decode: Callable[[], Stored]) -> Stored:
   """Returns the cached data set, or decodes it and writes the entry.
 
   A damaged entry is decoded again and replaced. Where the cache cannot be
   written, a warning says so and the decoded data set is returned all the same.
 
   Args:
-    key: folder name of the entry.
-    decode: makes the data set; its errors pass through, nothing is written then.
+    name: Data set and version, the first part of the entry's name.
+    fingerprint_of: Returns the `fingerprint` of the source files.
+    decode: Makes the data set. Its errors pass through, and nothing is written then.
+
+  Raises:
+    DataError: The source files changed while they were decoded.
   """
-  entry = directory() / key
+  key = fingerprint_of()
+  entry = directory() / f'{name}-{key}'
   replace = os.path.exists(entry)
   if os.path.isfile(entry / 'meta.json'):
     try:
@@ -69,6 +78,10 @@ def through(key: str, decode: Callable[[], Stored]) -> Stored:
           f'the cached data set {entry} is damaged ({error}); decoding again',
           stacklevel=2)
   stored = decode()
+  if fingerprint_of() != key:
+    raise DataError(
+        f'the files of the data set {name!r} changed while they were read: wait until '
+        'they are complete (a copy or a download that goes on?) and run again')
   try:
     _write(entry, stored, replace)
   except OSError as error:
@@ -81,17 +94,15 @@ def through(key: str, decode: Callable[[], Stored]) -> Stored:
 
 def _read(entry: pathlib.Path) -> Stored:
   meta = json.loads((entry / 'meta.json').read_text())
-  arrays = {}
-  for name in _FILES:
-    file = entry / f'{name}.npy'
-    if _crc32(file) != meta['crc32'][name]:
-      raise ValueError(f'checksum of {file.name} differs')
-    arrays[name] = np.load(file)
+  names = meta['class_names']
+  if _digests(entry, names) != meta['sha256']:
+    raise ValueError('its files are not those that were written')
+  arrays = {name: np.load(entry / f'{name}.npy') for name in _FILES}
   train, test = (
       make_split(arrays[f'{part}_image'], arrays[f'{part}_label'],
-                 num_classes=len(meta['class_names']), where=f'{entry} {part}')
+                 num_classes=len(names), where=f'{entry} {part}')
       for part in ('train', 'test'))
-  return make_stored(train, test, meta['class_names'], str(entry))
+  return make_stored(train, test, names, str(entry))
 
 
 def _write(entry: pathlib.Path, stored: Stored, replace: bool) -> None:
@@ -103,11 +114,10 @@ def _write(entry: pathlib.Path, stored: Stored, replace: bool) -> None:
     fresh.mkdir()
     arrays = (stored.train.image, stored.train.label,
               stored.test.image, stored.test.label)
-    checksums = {}
     for name, array in zip(_FILES, arrays, strict=True):
       np.save(fresh / f'{name}.npy', array)
-      checksums[name] = _crc32(fresh / f'{name}.npy')
-    meta = {'class_names': list(stored.class_names), 'crc32': checksums}
+    names = list(stored.class_names)
+    meta = {'class_names': names, 'sha256': _digests(fresh, names)}
     (fresh / 'meta.json').write_text(json.dumps(meta, indent=1))
     if replace:
       entry.rename(old)
@@ -118,9 +128,13 @@ def _write(entry: pathlib.Path, stored: Stored, replace: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _crc32(file: pathlib.Path) -> int:
-  checksum = 0
+def _digests(entry: pathlib.Path, class_names: list[str]) -> dict[str, str]:
+  """SHA-256 of every array file and of the class names."""
+  digests = {name: _sha256(entry / f'{name}.npy').hexdigest() for name in _FILES}
+  names = json.dumps(class_names).encode()
+  return digests | {'class_names': hashlib.sha256(names).hexdigest()}
+
+
+def _sha256(file: pathlib.Path):
   with file.open('rb') as stream:
-    while block := stream.read(1 << 22):
-      checksum = zlib.crc32(block, checksum)
-  return checksum
+    return hashlib.file_digest(stream, 'sha256')

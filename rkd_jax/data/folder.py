@@ -80,10 +80,10 @@ def _read(name: str, root: pathlib.Path) -> Stored:
   test, where = _test_listing(root)
   _check_same_classes(class_names, {label for _, label in test}, where)
   files = [file for file, _ in itertools.chain(train, test)]
-  labels = '\n'.join(label for _, label in test)
-  key = cache.fingerprint(root, files, text=labels)
-  return cache.through(f'{name}-1-{key}', functools.partial(
-      _decode, root, train, test, class_names))
+  labels = repr([label for _, label in test])
+  return cache.through(
+      f'{name}-1', functools.partial(cache.fingerprint, root, files, labels),
+      functools.partial(_decode, root, train, test, class_names))
 
 
 def _by_class(root: pathlib.Path) -> Listing:

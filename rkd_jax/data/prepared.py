@@ -42,10 +42,9 @@ def read(name: str, data_dir: pathlib.Path | None) -> Stored:
     version = _newest(root / name)
   folder = root / name / version
   files = _checked_files(name, folder)
-  key = cache.fingerprint(
-      folder, files, text=(folder / 'dataset_info.json').read_text())
   return cache.through(
-      f'{name}-{version}-{key}', functools.partial(_decode, name, folder))
+      f'{name}-{version}', functools.partial(cache.fingerprint, folder, files),
+      functools.partial(_decode, name, folder))
 
 
 def default_dir() -> pathlib.Path:
@@ -87,7 +86,8 @@ def _checked_files(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
     raise DataError(
         f'{folder} lacks {len(missing)} of its {len(wanted)} files, first '
         f'{missing[0]}; copy them again, or delete the folder. {how}')
-  return [folder / file for file in wanted] + list(folder.glob('*.labels.txt'))
+  return [folder / file for file in ('dataset_info.json', *wanted)] + list(
+      folder.glob('*.labels.txt'))
 
 
 def _decode(name: str, folder: pathlib.Path) -> Stored:

@@ -9,6 +9,9 @@ import pytest
 
 from rkd_jax.data import cache
 from rkd_jax.data.dataset import Split, Stored
+from rkd_jax.errors import DataError
+
+KEY = lambda: 'abc'
 
 
 class Decoder:
@@ -38,10 +41,10 @@ def assert_same(seen, wanted):
 def test_second_read_does_not_decode(own_cache):
   decoder = Decoder()
   for _ in range(2):
-    assert_same(cache.through('set-1-abc', decoder), decoder.stored)
+    assert_same(cache.through('set-1', lambda: 'abc', decoder), decoder.stored)
   assert decoder.calls == 1
   assert os.listdir(own_cache) == ['set-1-abc']  # No temporary folder is left.
-  cache.through('set-1-abd', decoder)
+  cache.through('set-1', lambda: 'abd', decoder)
   assert decoder.calls == 2
 
 
@@ -56,13 +59,23 @@ def other_dtype(entry):
   np.save(entry / 'train_image.npy', np.zeros((11, 4, 4, 1), np.float32))
 
 
-def drop_a_class_name(entry):
-  meta = json.loads((entry / 'meta.json').read_text())
-  (entry / 'meta.json').write_text(json.dumps(meta | {'class_names': ['a']}))
+def other_class_names(*names):
+  def damage(entry):
+    meta = json.loads((entry / 'meta.json').read_text())
+    (entry / 'meta.json').write_text(json.dumps(meta | {'class_names': names}))
+  return damage
+
+
+def exchange_labels(entry):
+  """Both files are whole, only not in their places."""
+  for name, other in (('train_label', 'x'), ('test_label', 'train_label'),
+                      ('x', 'test_label')):
+    (entry / f'{name}.npy').rename(entry / f'{other}.npy')
 
 
 @pytest.mark.parametrize('damage', [
-    flip_one_pixel, other_dtype, drop_a_class_name,
+    flip_one_pixel, other_dtype, exchange_labels,
+    other_class_names('a'), other_class_names('b', 'a'), other_class_names(1, 2),
     lambda entry: (entry / 'test_label.npy').unlink(),
     lambda entry: (entry / 'train_image.npy').write_bytes(b'\x93NUMPY'),
     lambda entry: (entry / 'meta.json').write_text('{"class_names": ["a"'),
@@ -70,24 +83,24 @@ def drop_a_class_name(entry):
 ])
 def test_damaged_entry_is_rebuilt(own_cache, damage):
   decoder = Decoder()
-  cache.through('set', decoder)
-  damage(own_cache / 'set')
+  cache.through('set', KEY, decoder)
+  damage(own_cache / 'set-abc')
   with pytest.warns(UserWarning, match='damaged'):
-    assert_same(cache.through('set', decoder), decoder.stored)
+    assert_same(cache.through('set', KEY, decoder), decoder.stored)
   assert decoder.calls == 2
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    assert_same(cache.through('set', decoder), decoder.stored)
+    assert_same(cache.through('set', KEY, decoder), decoder.stored)
   assert decoder.calls == 2
-  assert os.listdir(own_cache) == ['set']
+  assert os.listdir(own_cache) == ['set-abc']
 
 
 def test_entry_without_meta_is_replaced(own_cache):
   decoder = Decoder()
-  (own_cache / 'set').mkdir(parents=True)
-  (own_cache / 'set' / 'train_image.npy').write_bytes(b'half')
+  (own_cache / 'set-abc').mkdir(parents=True)
+  (own_cache / 'set-abc' / 'train_image.npy').write_bytes(b'half')
   for _ in range(2):
-    assert_same(cache.through('set', decoder), decoder.stored)
+    assert_same(cache.through('set', KEY, decoder), decoder.stored)
   assert decoder.calls == 1
 
 
@@ -96,7 +109,7 @@ def test_unwritable_cache_warns_once_and_works(tmp_path, monkeypatch):
   monkeypatch.setenv('RKD_CACHE_DIR', str(tmp_path / 'file' / 'cache'))
   decoder = Decoder()
   with pytest.warns(UserWarning, match='Set RKD_CACHE_DIR') as caught:
-    assert_same(cache.through('set', decoder), decoder.stored)
+    assert_same(cache.through('set', KEY, decoder), decoder.stored)
   assert len(caught) == 1
 
 
@@ -104,35 +117,39 @@ def test_failed_decoding_writes_nothing(own_cache):
   def fail():
     raise KeyError('decoder')
   with pytest.raises(KeyError, match='decoder'):
-    cache.through('set', fail)
+    cache.through('set', KEY, fail)
   assert not own_cache.exists()
 
 
 def test_another_process_that_was_first_wins(own_cache):
   decoder = Decoder()
   def slow():
-    cache.through('set', decoder)  # As another process would, in the meantime.
+    cache.through('set', KEY, decoder)  # As another process would, in the meantime.
     return decoder.stored
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    assert_same(cache.through('set', slow), decoder.stored)
-  assert os.listdir(own_cache) == ['set']
+    assert_same(cache.through('set', KEY, slow), decoder.stored)
+  assert os.listdir(own_cache) == ['set-abc']
 
 
-def test_fingerprint_follows_names_sizes_and_times(tmp_path):
+def test_fingerprint_follows_names_and_content_alone(tmp_path):
   file = tmp_path / 'a.bin'
   file.write_bytes(b'1234')
-  os.utime(file, ns=(0, 0))
   seen = {cache.fingerprint(tmp_path, [file])}
-  assert seen == {cache.fingerprint(tmp_path, [file])}
-  seen.add(cache.fingerprint(tmp_path, [file], text='more'))
-  os.utime(file, ns=(0, 1))
-  seen.add(cache.fingerprint(tmp_path, [file]))
-  file.write_bytes(b'12345')
   os.utime(file, ns=(0, 0))
-  seen.add(cache.fingerprint(tmp_path, [file]))
+  assert seen == {cache.fingerprint(tmp_path, [file])}
+  for content in (b'1235', b'12345', b''):  # Of the same size, and of others.
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 0))
+    seen.add(cache.fingerprint(tmp_path, [file]))
   file.write_bytes(b'1234')
-  renamed = file.rename(tmp_path / 'b.bin')
-  os.utime(renamed, ns=(0, 0))
-  seen.add(cache.fingerprint(tmp_path, [renamed]))
-  assert len(seen) == 5
+  seen.add(cache.fingerprint(tmp_path, [file], text='more'))
+  seen.add(cache.fingerprint(tmp_path, [file.rename(tmp_path / 'b.bin')]))
+  assert len(seen) == 6
+
+
+def test_source_that_changes_under_the_decoder_is_refused(own_cache):
+  keys = iter(['one', 'two'])
+  with pytest.raises(DataError, match='changed while they were read'):
+    cache.through('set', lambda: next(keys), Decoder())
+  assert not own_cache.exists()
