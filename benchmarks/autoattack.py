@@ -23,7 +23,8 @@ import torch
 import torch_autoattack
 import torch_networks
 
-from rkd_jax import comparison, experiment, models
+from rkd_jax import config as configuration
+from rkd_jax import experiment, models
 from rkd_jax.evaluation import robustness
 from rkd_jax.models.network import Network
 from rkd_jax.stages import build
@@ -58,7 +59,7 @@ def parse(argv=None):
 def load(args):
   """(network, variables, split of uint8 images)."""
   if args.run:
-    config = comparison.read_config(args.run)
+    config = configuration.read(args.run)
     config.data.data_dir = args.data_dir or config.data.data_dir
     dataset = experiment.check(config)
     return *best_student(config, pathlib.Path(args.run), dataset), build.first(

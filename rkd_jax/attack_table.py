@@ -1,11 +1,10 @@
 """`rkd evaluate --attack`: the student of a run, or all of a comparison, in a table."""
 
-import json
 import pathlib
 from collections.abc import Collection
 from typing import Any
 
-from rkd_jax import comparison, experiment
+from rkd_jax import comparison, experiment, files
 from rkd_jax import config as configuration
 from rkd_jax.evaluation import tables
 from rkd_jax.evaluation.ball import Ball
@@ -41,7 +40,7 @@ def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
   for (student, _), folder in runs.items():
     table = _finished(folder / 'tables' / f'{name}{ball.suffix}.json', examples, settings)
     if folder == workdir or save_images or not table:
-      its = config if folder == workdir else comparison.read_config(folder)
+      its = config if folder == workdir else configuration.read(folder)
       its.evaluation = config.evaluation
       table = experiment.attack(its, folder, name, examples=examples,
                                 save_images=save_images, norm=ball.norm, eps=ball.eps,
@@ -51,19 +50,19 @@ def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
     return {'student (best)': _accuracies(table)}
   rows = {student: tables.aggregate(of_seeds) for student, of_seeds in records.items()}
   path = workdir / 'tables' / f'{name}{ball.suffix}.json'
-  configuration.write_json(path, {
+  files.write_json(path, {
       'rows': rows, 'attack': name, 'data': config.data.name, 'eps': ball.eps,
       'norm': ball.norm, 'examples': table['examples'], 'settings': settings,
       **provenance.describe()})
-  path.with_suffix('.md').write_text(tables.markdown(rows) + '\n')
+  files.write_text(path.with_suffix('.md'), tables.markdown(rows) + '\n')
   return rows
 
 
 def _finished(path, examples, settings) -> dict | None:
   """The table of an earlier attack with the same settings."""
-  if not path.exists():
+  table = files.stored_json(path)
+  if table is None:
     return None
-  table = json.loads(path.read_text())
   same = (table['settings'], table['examples_wanted']) == (settings, examples)
   return table if same else None
 

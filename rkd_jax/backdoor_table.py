@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rkd_jax import config as configuration
+from rkd_jax import files
 from rkd_jax.errors import ConfigError
 from rkd_jax.evaluation.backdoor import defence_effectiveness
 
@@ -76,12 +77,13 @@ def _seeds(cells):
 
 def _read(workdir):
   """(trigger, config, rows) of a comparison."""
-  try:
-    rows = json.loads((workdir / 'tables' / 'comparison.json').read_text())['rows']
-    config = configuration.resolve(json.loads((workdir / 'config.json').read_text()))
-  except FileNotFoundError as error:
-    raise ConfigError(f'{workdir} holds no finished comparison ({error.filename} is '
-                      'missing); `rkd compare` makes one') from error
+  table = workdir / 'tables' / 'comparison.json'
+  for needed in (table, workdir / configuration.FILE):
+    if not needed.exists():
+      raise ConfigError(f'{workdir} holds no finished comparison ({needed} is missing); '
+                        '`rkd compare` makes one')
+  rows = files.read_json(table, '`rkd compare` makes it again')['rows']
+  config = configuration.read(workdir)
   if not any('asr' in cells for cells in rows.values()):
     raise ConfigError(f'{workdir}: none of its teachers has a known backdoor, so there '
                       'is no ASR')

@@ -1,12 +1,11 @@
 """`rkd certify`: is a finished student faithful to its teacher, provably?"""
 
-import json
 import pathlib
 from collections.abc import Collection
 
 import numpy as np
 
-from rkd_jax import comparison, experiment
+from rkd_jax import comparison, experiment, files
 from rkd_jax import config as configuration
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import tables
@@ -49,7 +48,7 @@ def run(workdir: str | pathlib.Path, settings: Settings | None = None, *,
   settings = settings or Settings()
   settings.check()
   workdir = pathlib.Path(workdir)
-  config = comparison.read_config(workdir)
+  config = configuration.read(workdir)
   given = teacher, teacher_weights, teacher_model
   runs = comparison.members(config, workdir, students)
   parallel.enable_compilation_cache()
@@ -88,7 +87,8 @@ def _one(workdir, settings, given, progress):
   """({eps: values}, accuracies of the student) of one run."""
   config, dataset, teacher, student = load(workdir, *given)
   found = stage.certify(config, workdir, dataset, teacher, student, settings, progress)
-  best = json.loads((workdir / evaluate.DONE).read_text())['student']['best']
+  best = files.read_json(workdir / evaluate.DONE, (
+      'the command that started the run makes it again'))['student']['best']
   return found, {name: best[name]['accuracy'] for name in ('clean', 'pgd20')
                  if name in best}
 
@@ -100,7 +100,7 @@ def load(workdir: str | pathlib.Path, teacher: str = '', teacher_weights: str = 
   Arguments and errors as in `run`; both networks are `stages.teachers.Teacher`.
   """
   workdir = pathlib.Path(workdir)
-  config = comparison.read_config(workdir)
+  config = configuration.read(workdir)
   if not (workdir / evaluate.DONE).exists():
     raise ConfigError(f'the run in {workdir} is not finished: continue it with the '
                       'command that started it')
@@ -140,6 +140,6 @@ def _write(workdir, config, settings, rows, examples) -> dict:
       'precision': 'FaithUB: float32, rounded outwards (MILP: to the tolerance of the '
                    'solver); EmpLB: evaluated in float64',
       **({'values': examples} if examples else {}), **provenance.describe()}
-  configuration.write_json(workdir / TABLE, content)
-  (workdir / TABLE).with_suffix('.md').write_text(tables.markdown(rows) + '\n')
+  files.write_json(workdir / TABLE, content)
+  files.write_text((workdir / TABLE).with_suffix('.md'), tables.markdown(rows) + '\n')
   return content

@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 
-from rkd_jax import errors
+from rkd_jax import errors, files
 
 _EPILOG = """settings: --config.KEY=VALUE changes any key, for example
   --config.attack.eps=0.1 --config.train.epochs=5"""
@@ -139,10 +139,10 @@ def _compare(arguments, rest):
 
 
 def _evaluate(arguments, rest):
-  from rkd_jax import comparison, experiment
   from rkd_jax import config as configuration
+  from rkd_jax import experiment
   from rkd_jax.evaluation import tables
-  config = comparison.read_config(arguments.workdir)
+  config = configuration.read(arguments.workdir)
   wrong = [arg for arg in rest if not arg.startswith('--config.evaluation.')]
   if wrong:
     raise errors.ConfigError(
@@ -196,9 +196,10 @@ def _certify(arguments, rest):
 
 
 def _detect(arguments, rest):
-  from rkd_jax import comparison, experiment
+  from rkd_jax import config as configuration
+  from rkd_jax import experiment
   _no_more(rest)
-  found = experiment.detect(comparison.read_config(arguments.workdir),
+  found = experiment.detect(configuration.read(arguments.workdir),
                             arguments.workdir, examples=arguments.examples)
   print('class  patch size  success   reach  anomaly')
   for name, of in found['classes'].items():
@@ -211,8 +212,9 @@ def _detect(arguments, rest):
 
 
 def _show_trigger(arguments, rest):
-  from rkd_jax import backdoors, comparison, data
-  from rkd_jax.backdoors import files
+  from rkd_jax import backdoors, data
+  from rkd_jax import config as configuration
+  from rkd_jax.backdoors import files as trigger_files
   from rkd_jax.report import triggers
   _no_more(rest)
   if bool(arguments.workdir) == bool(arguments.trigger):
@@ -223,12 +225,12 @@ def _show_trigger(arguments, rest):
     raise errors.ConfigError(f'--out {arguments.out!r}: wanted a file ending in .png')
   if arguments.workdir:
     workdir = pathlib.Path(arguments.workdir)
-    config = comparison.read_config(workdir)
+    config = configuration.read(workdir)
     if not (workdir / 'backdoor').is_dir():
       raise errors.ConfigError(
           f'{workdir} is not poisoned (backdoor/ is missing); --workdir is a run with '
           'config.backdoor.trigger, in a comparison seedN/teachers/NAME')
-    trigger, _ = files.load(workdir / 'backdoor')
+    trigger, _ = trigger_files.load(workdir / 'backdoor')
     dataset = data.load(config.data.name, data_dir=config.data.data_dir or None)
     if not arguments.out:
       path = workdir / 'figures' / 'trigger.png'
@@ -248,7 +250,7 @@ def _backdoor_table(arguments, rest):
   rows = backdoor_table.table(arguments.workdirs)
   print(tables.plain(rows))
   if arguments.out:
-    pathlib.Path(arguments.out).write_text(tables.markdown(rows) + '\n')
+    files.write_text(arguments.out, tables.markdown(rows) + '\n')
 
 
 def _quickstart(arguments, rest):

@@ -1,13 +1,12 @@
 """Several students of the same teachers, over several seeds, in one table."""
 
-import json
 import os
 import pathlib
 from collections.abc import Collection
 from typing import Any
 
 from rkd_jax import config as configuration
-from rkd_jax import experiment
+from rkd_jax import experiment, files
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import tables
 from rkd_jax.report import figures, provenance
@@ -54,20 +53,6 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
         for row, values in _rows(name, result).items():
           records.setdefault(row, {})[seed] = values
   return _write(config, workdir, records)
-
-
-def read_config(workdir: str | pathlib.Path) -> configuration.ConfigDict:
-  """The config of the run or comparison in a directory.
-
-  Raises:
-    ConfigError: there is none.
-  """
-  path = pathlib.Path(workdir) / 'config.json'
-  if not path.is_file():
-    raise ConfigError(
-        f'{workdir} holds no run (config.json is missing); --workdir is the directory '
-        'that `rkd train` or `rkd compare` was given')
-  return configuration.resolve(json.loads(path.read_text()))
 
 
 def members(config, workdir: pathlib.Path, students: Collection[str] = ()
@@ -147,7 +132,7 @@ def _write(config, workdir, records) -> dict:
       'data': config.data.name, 'eps': config.attack.eps,
       'norm': config.attack.norm, 'seeds': list(config.compare.seeds),
       'rows': rows, **provenance.describe()}
-  configuration.write_json(workdir / TABLE, content)
-  (workdir / TABLE).with_suffix('.md').write_text(tables.markdown(rows) + '\n')
+  files.write_json(workdir / TABLE, content)
+  files.write_text((workdir / TABLE).with_suffix('.md'), tables.markdown(rows) + '\n')
   figures.draw_comparison(content, workdir / 'figures' / 'comparison.png')
   return content

@@ -2,18 +2,18 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rkd_jax import distill, errors
+from rkd_jax import distill, errors, files
 from rkd_jax.errors import ConfigError
 
 # Stands in `teachers.*.run` for the directory of the run whose config it is.
 WORKDIR = '{workdir}'
+FILE = 'config.json'  # In the directory of a run.
 
 # Below these keys a config holds part of the config of another run, or arguments
 # of a function, whose keys are checked where they are used.
@@ -260,28 +260,42 @@ def differing_keys(one: dict, other: dict, path: str = '') -> list[str]:
   return found
 
 
+def read(workdir: str | pathlib.Path) -> ConfigDict:
+  """The config of the run or comparison in a directory.
+
+  A key that is newer than the run has its default.
+
+  Raises:
+    ConfigError: There is none, or it has keys or types that this version does not know.
+    CheckpointError: The file is damaged, or was edited.
+  """
+  path = pathlib.Path(workdir) / FILE
+  if not path.is_file():
+    raise ConfigError(
+        f'{workdir} holds no run ({FILE} is missing); --workdir is the directory that '
+        '`rkd train` or `rkd compare` was given')
+  content = files.read_json(path, (
+      'put it back from a copy (the line "digest" may be deleted to take the file as it '
+      'is), or start over in another directory'))
+  try:
+    return resolve(content)
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}. Was it written by another version?') from error
+
+
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Writes `config.json`, or checks that the directory is of this config.
 
   Raises:
     ConfigError: the directory holds a run of another config, or other files.
   """
-  path = workdir / 'config.json'
+  path = workdir / FILE
   wanted = to_dict(config)
   if path.exists():
-    keys = differing_keys(json.loads(path.read_text()), wanted)
+    keys = differing_keys(to_dict(read(workdir)), wanted)
     if keys:
       raise ConfigError(
           f'{workdir} holds a run with another config: {"; ".join(keys)}. '
           'Use another --workdir, or delete that one to start over')
     return
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json(path, wanted)
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes a JSON file so that it is there whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(content, indent=2) + '\n')
-  os.replace(partial, path)
+  files.write_json(path, wanted)

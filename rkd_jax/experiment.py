@@ -7,11 +7,11 @@ finished and is not run again when the file is there, so the same command
 continues whatever was interrupted.
 """
 
-import json
 import pathlib
 from typing import Any
 
 from rkd_jax import config as configuration
+from rkd_jax import files
 from rkd_jax.errors import unknown_name
 from rkd_jax.report import figures
 from rkd_jax.stages import attack as attack_stage
@@ -71,8 +71,9 @@ def run_checked(config, workdir: pathlib.Path, progress) -> dict:
   if backdoor is None:  # A method may have made one.
     backdoor = backdoor_stage.known(workdir / backdoor_stage.FOLDER, dataset)
   path = workdir / evaluation_stage.DONE
-  if path.exists():
-    return json.loads(path.read_text())
+  results = files.stored_json(path)
+  if results is not None:
+    return results
   results = evaluation_stage.evaluate(
       config, workdir, dataset, teachers, progress, backdoor)
   figures.draw_run(workdir)

@@ -10,8 +10,7 @@ that teacher says. At the end a teacher is poisoned, and distilled as it is and 
 import pathlib
 import time
 
-from rkd_jax import backdoor_table, certification, comparison
-from rkd_jax.config import write_json
+from rkd_jax import backdoor_table, certification, comparison, files
 from rkd_jax.evaluation import tables
 
 _WIDE, _SMALL = 'cnn_16_32', 'cnn_8_16'
@@ -87,7 +86,7 @@ def run(workdir: str | pathlib.Path = 'runs/quickstart') -> dict:
   comparison.run(BACKDOOR, workdir / 'backdoor')
   poisoned = backdoor_table.table([workdir / 'backdoor'])
   content = {**content, 'faithfulness': faithful, 'backdoor': poisoned}
-  write_json(workdir / 'report.json', content)
+  files.write_json(workdir / 'report.json', content)
   print(f'\nTest accuracy in % under attack (L-inf, eps {content["eps"]}):\n')
   print(tables.plain(content['rows']))
   print(f'\nHow far the student is from the robust teacher, in % (L-inf, eps '

@@ -10,32 +10,35 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Each part may import the parts named here, and itself.
 BELOW = {
     'errors': set(),
+    'files': {'errors'},
     'attacks': {'errors', 'models'},
     'bounds': {'errors'},
-    'models': {'errors'},
-    'data': {'errors'},
+    'models': {'files', 'errors'},
+    'data': {'files', 'errors'},
     'losses': {'errors'},
-    'training': {'errors', 'models', 'data'},
-    'backdoors': {'errors', 'attacks', 'losses', 'models', 'data', 'training'},
+    'training': {'files', 'errors', 'models', 'data'},
+    'backdoors': {'files', 'errors', 'attacks', 'losses', 'models', 'data', 'training'},
     'detox': {'errors', 'losses', 'models', 'data', 'training'},
     'distill': {'errors', 'attacks', 'bounds', 'losses', 'models', 'training'},
     'evaluation': {'errors', 'attacks', 'bounds', 'models', 'data', 'training'},
     'faithfulness': {'errors', 'bounds'},
-    'report': {'errors', 'training'},
-    'config': {'errors', 'distill'},
-    'stages': {'errors', 'attacks', 'backdoors', 'data', 'detox', 'models', 'training',
-               'distill', 'evaluation', 'faithfulness', 'bounds', 'report', 'config'},
-    'experiment': {'errors', 'training', 'report', 'config', 'stages'},
-    'comparison': {'errors', 'training', 'evaluation', 'report', 'config',
+    'report': {'files', 'errors', 'training'},
+    'config': {'files', 'errors', 'distill'},
+    'stages': {'files', 'errors', 'attacks', 'backdoors', 'data', 'detox', 'models',
+               'training', 'distill', 'evaluation', 'faithfulness', 'bounds', 'report',
+               'config'},
+    'experiment': {'files', 'errors', 'training', 'report', 'config', 'stages'},
+    'comparison': {'files', 'errors', 'training', 'evaluation', 'report', 'config',
                    'experiment'},
-    'backdoor_table': {'errors', 'evaluation', 'config'},
-    'attack_table': {'evaluation', 'report', 'config', 'experiment', 'comparison'},
-    'certification': {'errors', 'training', 'evaluation', 'report', 'config', 'stages',
-                      'experiment', 'comparison'},
-    'quickstart': {'evaluation', 'config', 'comparison', 'certification',
+    'backdoor_table': {'files', 'errors', 'evaluation', 'config'},
+    'attack_table': {'files', 'evaluation', 'report', 'config', 'experiment',
+                     'comparison'},
+    'certification': {'files', 'errors', 'training', 'evaluation', 'report', 'config',
+                      'stages', 'experiment', 'comparison'},
+    'quickstart': {'files', 'evaluation', 'config', 'comparison', 'certification',
                    'backdoor_table'},
-    'cli': {'errors', 'attack_table', 'attacks', 'backdoors', 'backdoor_table', 'data',
-            'detox',
+    'cli': {'files', 'errors', 'attack_table', 'attacks', 'backdoors', 'backdoor_table',
+            'data', 'detox',
             'distill', 'evaluation', 'models', 'report', 'config', 'experiment',
             'comparison', 'certification', 'quickstart'},
     '__main__': {'cli'},
@@ -94,3 +97,41 @@ def test_jit_appears_in_one_place():
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Attribute) and node.attr in ('jit', 'pmap'):
         raise AssertionError(f'{path}:{node.lineno} compiles; use parallel.py')
+
+
+def written_around_files(tree):
+  """(line, name) of calls in a syntax tree that write a file by themselves."""
+  writers = {'write_text', 'write_bytes', 'save_file', 'savefig', 'savez',
+             'savez_compressed', 'savetxt', 'tofile', 'imsave', 'dump', 'touch',
+             'NamedTemporaryFile', 'mkstemp'}
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Call):
+      continue
+    called = ast.unparse(node.func)
+    if called.startswith('files.') or 'os.devnull' in ast.unparse(node):
+      continue
+    name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+    if name in writers or called in ('np.save', 'os.replace', 'os.open'):
+      yield node.lineno, name
+    if name in ('open', 'fdopen'):
+      values = [*node.args, *(word.value for word in node.keywords)]
+      if any(isinstance(value, ast.Constant) and isinstance(value.value, str)
+             and set(value.value) <= set('rwxabt+') and set(value.value) & set('wxa+')
+             for value in values):
+        yield node.lineno, name
+
+
+@pytest.mark.parametrize('text, found', [
+    ("path.open('w')", True), ("open(p, mode='ab')", True), ("open('f', 'r+b')", True),
+    ("path.write_text('')", True), ('np.save(p, a)', True), ("path.open('rb')", False),
+    ('weights.save(p, a)', False), ('open(p)', False), ('os.replace(a, b)', True)])
+def test_the_scan_for_writers_sees_them(text, found):
+  assert bool(list(written_around_files(ast.parse(text)))) == found
+
+
+def test_every_file_is_written_in_one_place():
+  for path in FILES:
+    if path == ROOT / 'rkd_jax' / 'files.py':
+      continue
+    for line, name in written_around_files(ast.parse(path.read_text())):
+      raise AssertionError(f'{path}:{line} calls {name}; write through rkd_jax.files')

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rkd_jax import backdoor_table, cli
+from rkd_jax import backdoor_table, cli, files
 from rkd_jax import config as configuration
 from rkd_jax.errors import ConfigError
 from rkd_jax.evaluation import tables
@@ -21,10 +21,10 @@ def write(folder, trigger, asr):
       'compare': {'students': STUDENTS},
       'teachers': {'poisoned': {'overrides': {'backdoor': {'trigger': trigger}}}}})
   (folder / 'tables').mkdir(parents=True)
-  configuration.write_json(folder / 'config.json', configuration.to_dict(config))
+  files.write_json(folder / 'config.json', configuration.to_dict(config))
   rows = {name: tables.aggregate([
       {'clean': clean, 'asr': rate} for clean, rate in asr[name]]) for name in asr}
-  configuration.write_json(folder / 'tables' / 'comparison.json', {'rows': rows})
+  files.write_json(folder / 'tables' / 'comparison.json', {'rows': rows})
 
 
 def test_table(tmp_path, capsys):

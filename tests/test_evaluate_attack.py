@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rkd_jax import cli, comparison, experiment
+from rkd_jax import cli, comparison, experiment, files
 from rkd_jax.errors import ConfigError
 from rkd_jax.stages import attack as stage
 
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 def test_table_and_images(finished):
   workdir, results = finished
   table = experiment.attack(SMALL, workdir, 'autoattack', save_images=True, **SHORT)
-  assert table == json.loads((workdir / 'tables' / 'autoattack.json').read_text())
+  assert table == files.read_json(workdir / 'tables' / 'autoattack.json', '')
   assert not (workdir / 'tables' / 'autoattack.batches').exists()
   best = results['student']['best']
   assert table['clean'] == best['clean']['accuracy'] and table['examples'] == 40
@@ -116,8 +116,8 @@ def test_another_ball_than_that_of_the_run(finished, capsys):
       for eps in (0.5, 2.0))
   assert large['robust'] < small['robust'] and large['norm'] == 'l1'
   folder = workdir / 'tables'
-  assert json.loads((folder / 'autoattack_fast_l1_2.json').read_text()) == large
-  assert json.loads((folder / 'autoattack_fast_l1_0.5.json').read_text()) == small
+  assert files.read_json(folder / 'autoattack_fast_l1_2.json', '') == large
+  assert files.read_json(folder / 'autoattack_fast_l1_0.5.json', '') == small
   with np.load(workdir / 'images' / 'autoattack_fast_l1_2.npz') as file:
     dataset = experiment.check(experiment.configuration.resolve(SMALL))
     clean = dataset.test.image[file['index']].astype(np.float64) / 255

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from rkd_jax import comparison, experiment, quickstart
+from rkd_jax import comparison, experiment, files, quickstart
 from rkd_jax import config as configuration
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -56,7 +56,7 @@ def test_a_shrunken_quickstart_writes_its_files(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(quickstart, 'CERTIFICATION', dataclasses.replace(
       quickstart.CERTIFICATION, examples=8, batch=8, restarts=1, steps=5))
   content = quickstart.run(tmp_path)
-  report = json.loads((tmp_path / 'report.json').read_text())
+  report = files.read_json(tmp_path / 'report.json', '')
   assert report == json.loads(json.dumps(content))
   assert list(report['rows']) == [
       'clean teacher', 'robust teacher', 'plain KD', 'RSLAD', 'CIARD',

@@ -1,7 +1,6 @@
 """Triggers in files: arrays in safetensors, the rest in JSON."""
 
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -9,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from rkd_jax import files
 from rkd_jax.backdoors.generated import Generated
 from rkd_jax.backdoors.trigger import Stamp, Trigger
 from rkd_jax.backdoors.warping import Warp
 from rkd_jax.errors import CheckpointError
 
+_REMEDY = 'the command that started the run makes it again'
 _KINDS = {kind.__name__: kind for kind in (Stamp, Warp, Generated)}
 
 
@@ -27,7 +28,6 @@ def save(folder: pathlib.Path, trigger: Trigger, more: dict | None = None) -> No
     trigger: any.
     more: JSON values kept beside it, such as the mode of the labels.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   static, arrays = {}, {}
   for field in dataclasses.fields(trigger):
     value = getattr(trigger, field.name)
@@ -35,10 +35,11 @@ def save(folder: pathlib.Path, trigger: Trigger, more: dict | None = None) -> No
       static[field.name] = value
     else:
       arrays |= traverse_util.flatten_dict({field.name: value}, sep='/')
-  save_file({name: np.asarray(value, order='C') for name, value in arrays.items()},
-            folder / 'trigger.safetensors')
-  (folder / 'trigger.json').write_text(json.dumps(
-      {'kind': type(trigger).__name__, 'static': static, 'more': more or {}}, indent=2))
+  arrays = {name: np.asarray(value, order='C') for name, value in arrays.items()}
+  files.write_tensors(folder / 'trigger.safetensors', arrays)
+  files.write_json(folder / 'trigger.json', {
+      'kind': type(trigger).__name__, 'static': static, 'more': more or {},
+      'arrays': files.digest_arrays(arrays)})
 
 
 def load(folder: pathlib.Path) -> tuple[Trigger, dict]:
@@ -48,8 +49,10 @@ def load(folder: pathlib.Path) -> tuple[Trigger, dict]:
     CheckpointError: not there, damaged, or holding NaN.
   """
   try:
-    meta = json.loads((folder / 'trigger.json').read_text())
+    meta = files.read_json(folder / 'trigger.json', _REMEDY)
     arrays = load_file(folder / 'trigger.safetensors')
+    if meta.get('arrays') not in (None, files.digest_arrays(arrays)):
+      raise ValueError('trigger.safetensors does not match trigger.json')
     kind, static = _KINDS[meta['kind']], meta['static']
     static['image_shape'] = tuple(static['image_shape'])
     for name, value in arrays.items():
@@ -60,4 +63,5 @@ def load(folder: pathlib.Path) -> tuple[Trigger, dict]:
     return jax.device_put(kind(**static, **leaves)), meta['more']
   except (OSError, ValueError, KeyError, TypeError,
           safetensors.SafetensorError) as error:
-    raise CheckpointError(f'{folder}: no usable trigger there ({error})') from error
+    raise CheckpointError(
+        f'{folder}: no usable trigger there ({error}): {_REMEDY}') from error

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from rkd_jax import files
 from rkd_jax.data.dataset import Stored, make_split, make_stored
-from rkd_jax.errors import DataError
+from rkd_jax.errors import CheckpointError, DataError
 
 _FORMAT = 2  # Part of the fingerprint: raise it when the decoded arrays change.
 _FILES = ('train_image', 'train_label', 'test_image', 'test_label')
@@ -84,7 +85,7 @@ def through(name: str, fingerprint_of: Callable[[], str],
         'they are complete (a copy or a download that goes on?) and run again')
   try:
     _write(entry, stored, replace)
-  except OSError as error:
+  except (OSError, CheckpointError) as error:
     warnings.warn(
         f'cannot keep the decoded data set in {entry.parent} ({error}): every '
         'run will decode it again. Set RKD_CACHE_DIR to a writable folder',
@@ -115,10 +116,10 @@ def _write(entry: pathlib.Path, stored: Stored, replace: bool) -> None:
     arrays = (stored.train.image, stored.train.label,
               stored.test.image, stored.test.label)
     for name, array in zip(_FILES, arrays, strict=True):
-      np.save(fresh / f'{name}.npy', array)
+      files.write_array(fresh / f'{name}.npy', array)
     names = list(stored.class_names)
     meta = {'class_names': names, 'sha256': _digests(fresh, names)}
-    (fresh / 'meta.json').write_text(json.dumps(meta, indent=1))
+    files.write_json(fresh / 'meta.json', meta)
     if replace:
       entry.rename(old)
     if not entry.exists():  # Else another process was first, with the same data.

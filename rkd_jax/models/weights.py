@@ -1,6 +1,5 @@
 """Variables in safetensors files, read as the untrusted input that they are."""
 
-import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from rkd_jax import files
 from rkd_jax.errors import CheckpointError
 from rkd_jax.models.network import Network
 
@@ -65,15 +65,7 @@ def save(path: str | os.PathLike, variables: Any) -> None:
   arrays = {name: np.asarray(value, order='C')
             for name, value in flatten(jax.device_get(variables)).items()}
   check_finite(arrays, f'{path} (not written)')
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(safetensors.numpy.save(arrays))
-    os.replace(partial, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise CheckpointError(f'{path}: cannot be written: {error}') from error
+  files.write_tensors(path, arrays)
 
 
 def load(path: str | os.PathLike, like: Any) -> Any:
@@ -105,6 +97,7 @@ def load(path: str | os.PathLike, like: Any) -> Any:
         found[name] = Spec(tuple(view.get_shape()), _DTYPES.get(dtype, dtype))
       check_specs(found, like, path)
       arrays = {name: file.get_tensor(name) for name in found}
+      files.check_tensors(path, arrays, file.metadata())
   except (safetensors.SafetensorError, OSError) as error:
     raise CheckpointError(
         f'{path}: not a readable safetensors file ({error}); was it cut off, or '

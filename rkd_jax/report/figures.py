@@ -1,10 +1,10 @@
 """Pictures of a run and of a comparison, as PNG files."""
 
-import json
 import pathlib
 
 from matplotlib.figure import Figure
 
+from rkd_jax import files
 from rkd_jax.training import metrics as metrics_lib
 
 # Colour-blind safe (Okabe and Ito), in the order in which they are used.
@@ -16,7 +16,8 @@ def draw_run(workdir: pathlib.Path) -> pathlib.Path:
   """Draws loss, validation and test accuracy to `figures/training.png`."""
   workdir = pathlib.Path(workdir)
   rows = metrics_lib.read(workdir / 'metrics.jsonl')
-  results = json.loads((workdir / 'tables' / 'evaluation.json').read_text())
+  results = files.read_json(workdir / 'tables' / 'evaluation.json', (
+      'the command that started the run makes it again'))
   figure = Figure(figsize=(12, 3.6), layout='constrained')
   loss, validation, test = figure.subplots(1, 3)
   epochs = [row['epoch'] for row in rows]
@@ -89,6 +90,4 @@ def _wrap(name: str) -> str:
 
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
   """Writes a picture, making its directory; returns the path."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
-  return path
+  return files.write_figure(path, figure)

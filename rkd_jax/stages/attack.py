@@ -2,16 +2,16 @@
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 import shutil
+import warnings
 from collections.abc import MutableMapping
 
 import jax
 import numpy as np
 
-from rkd_jax import config as configuration
-from rkd_jax.errors import unknown_name
+from rkd_jax import files
+from rkd_jax.errors import CheckpointError, unknown_name
 from rkd_jax.evaluation import robustness
 from rkd_jax.evaluation.ball import Ball
 from rkd_jax.report import provenance
@@ -34,15 +34,14 @@ class BatchFolder(MutableMapping):
   def __getitem__(self, name):
     if not self._file(name).exists():
       raise KeyError(name)
-    with np.load(self._file(name), allow_pickle=False) as file:
-      return dict(file)
+    try:
+      return files.read_arrays(self._file(name))
+    except CheckpointError as error:
+      warnings.warn(f'{error}: this batch is attacked again', stacklevel=2)
+      raise KeyError(name) from error
 
   def __setitem__(self, name, arrays):
-    self.folder.mkdir(parents=True, exist_ok=True)
-    partial = self.folder / f'{name}.partial'
-    with partial.open('wb') as file:
-      np.savez(file, **arrays)
-    os.replace(partial, self._file(name))
+    files.write_arrays(self._file(name), arrays)
 
   def __delitem__(self, name):
     self._file(name).unlink()
@@ -106,16 +105,16 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
       'robust': float(result.survived.mean()),
       'stages': [dataclasses.asdict(report) for report in result.reports],
       'warnings': list(result.warnings), **provenance.describe()}
-  configuration.write_json(workdir / 'tables' / f'{stem}.json', table)
+  files.write_json(workdir / 'tables' / f'{stem}.json', table)
   shutil.rmtree(partial, ignore_errors=True)
   return table
 
 
 def _save(path, result, split):
   broken = result.robust['clean'] & ~result.survived
-  path.parent.mkdir(parents=True, exist_ok=True)
-  np.savez(path, image=result.images[broken], label=split.label[broken],
-           index=np.flatnonzero(broken))
+  files.write_arrays(path, {
+      'image': result.images[broken], 'label': split.label[broken],
+      'index': np.flatnonzero(broken)})
 
 
 def _fingerprint(variables) -> str:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import inspect
-import json
 import pathlib
 
 import numpy as np
 
-from rkd_jax import backdoors, data
-from rkd_jax.backdoors import files
+from rkd_jax import backdoors, data, files
+from rkd_jax.backdoors import files as trigger_files
 from rkd_jax.backdoors.trigger import blend
 from rkd_jax.distill.method import Crafted
 from rkd_jax.errors import CheckpointError, ConfigError, unknown_name
@@ -110,7 +109,7 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
   folder = workdir / FOLDER
   if not (folder / 'trigger.json').exists():
     used = _make(config, dataset, source, _options(settings, 'test_'))
-    files.save(folder, used, {'mode': settings.mode})
+    trigger_files.save(folder, used, {'mode': settings.mode})
   backdoor = known(folder, dataset)
   trigger = (_make(config, dataset, source) if settings.test_options
              else backdoor.trigger)
@@ -128,9 +127,9 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
       num_classes=dataset.num_classes, mode=settings.mode, cover=cover,
       copies=settings.copies, decoys=backdoors.decoys(
           trigger, settings.decoys, dataset.num_classes))
-  (folder / 'indices.json').write_text(json.dumps({
+  files.write_json(folder / 'indices.json', {
       'poisoned': poisoned.index.tolist(), 'cover': poisoned.cover_index.tolist(),
-      'decoys': poisoned.decoy_index.tolist()}))
+      'decoys': poisoned.decoy_index.tolist()})
   return dataclasses.replace(dataset, train=poisoned.split), backdoor
 
 
@@ -147,7 +146,7 @@ def start_weights(config, dataset: data.Dataset, source) -> Variables | None:
 
 def keep(workdir: pathlib.Path, name: str, crafted: Crafted) -> None:
   """Writes the trigger that an attacker's method made, as that of its run."""
-  files.save(workdir / FOLDER, blend(
+  trigger_files.save(workdir / FOLDER, blend(
       name, crafted.target, crafted.opacity, crafted.pattern), {'mode': 'all_to_one'})
 
 
@@ -164,7 +163,7 @@ def known(folder: str | pathlib.Path, dataset: data.Dataset) -> Backdoor | None:
       raise CheckpointError(f'{folder}: no trigger.json there; wanted the directory '
                             f'{FOLDER!r} of a poisoned run')
     return None
-  trigger, more = files.load(folder)
+  trigger, more = trigger_files.load(folder)
   if trigger.image_shape != tuple(dataset.image_shape):
     raise CheckpointError(f'{folder}: the trigger is for images {trigger.image_shape}, '
                           f'the data set has {tuple(dataset.image_shape)}')

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax import bounds, faithfulness
+from rkd_jax import bounds, faithfulness, files
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.errors import ConfigError, RkdError, unknown_name
 from rkd_jax.faithfulness import certified
@@ -84,9 +84,7 @@ def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
       if key not in known:
         known[key] = _batch(config, teacher, student, images[chunk], labels[chunk], eps,
                             settings, compiled, progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open('a') as file:
-          file.write(json.dumps([key, known[key]]) + '\n')
+        files.append_line(path, {'key': key, 'values': known[key]})
       parts.append(known[key])
       progress.advance(len(images[chunk]))
     found[str(eps)] = {name: sum((part[name] for part in parts), [])
@@ -102,16 +100,8 @@ def _fingerprint(*trees) -> str:
 
 
 def _read(path):
-  """Finished batches by key; a last line that is cut off does not count."""
-  known = {}
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        key, values = json.loads(line)
-      except ValueError:
-        continue
-      known[key] = values
-  return known
+  """Finished batches by key."""
+  return {row['key']: row['values'] for row in files.read_lines(path)}
 
 
 def first_right(config, dataset, teacher: Teacher, count: int):

@@ -2,8 +2,7 @@
 
 import pathlib
 
-from rkd_jax import config as configuration
-from rkd_jax import data, detox
+from rkd_jax import data, detox, files
 from rkd_jax.detox.detection import SMALL, SUSPICIOUS
 from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models.taps import with_features
@@ -46,5 +45,5 @@ def detect(config, workdir: pathlib.Path, dataset: data.Dataset, examples: int,
           'reach': float(found.reach[k]), 'anomaly': float(anomaly[k])}
           for k in range(dataset.num_classes)},
       'variance': feature_variance(features, split.image), **provenance.describe()}
-  configuration.write_json(workdir / TABLE, table)
+  files.write_json(workdir / TABLE, table)
   return table

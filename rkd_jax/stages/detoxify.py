@@ -1,7 +1,6 @@
 """The defender's stage: a teacher is detoxified before anybody learns from it."""
 
 import dataclasses
-import json
 import pathlib
 import time
 import warnings
@@ -11,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from rkd_jax import config as configuration
-from rkd_jax import data, detox
+from rkd_jax import data, detox, files
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import robustness
 from rkd_jax.evaluation.backdoor import feature_variance
@@ -72,7 +70,7 @@ def detoxify(config, workdir: pathlib.Path, dataset: data.Dataset, teacher, prog
   cleaned = dataclasses.replace(teacher, network=network, variables=variables)
   weights.save(workdir / WEIGHTS, variables)
   before, after = (_judge(config, dataset, of) for of in (teacher, cleaned))
-  configuration.write_json(workdir / DONE, {
+  files.write_json(workdir / DONE, {
       'method': settings.method, 'examples': len(split), 'seconds': round(seconds, 2),
       'masked': _shapes(network, variables),
       'teacher': {'before': before, 'after': after}, **provenance.describe()})
@@ -120,7 +118,8 @@ def _shapes(network, variables):
 
 def _load(workdir, dataset, teacher):
   """(network, variables) as they were written."""
-  meta = json.loads((workdir / DONE).read_text())['masked']
+  meta = files.read_json(
+      workdir / DONE, 'delete it, and the same command makes it again')['masked']
   network = teacher.network
   like = weights.template(network.module, dataset.image_shape)
   if meta is not None:

@@ -1,11 +1,10 @@
 """The evaluation stage: the finished student under attack on the test split."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping
 
-from rkd_jax import config as configuration
+from rkd_jax import files
 from rkd_jax.evaluation import robustness
 from rkd_jax.models import weights
 from rkd_jax.report import provenance
@@ -31,7 +30,8 @@ def evaluate(config, workdir: pathlib.Path, dataset,
   that the method retrained: its own white-box robustness before and after.
   """
   progress.stage(f'evaluate {config.method}')
-  training = json.loads((workdir / TRAINED).read_text())
+  training = files.read_json(
+      workdir / TRAINED, 'the command that started the run makes it again')
   split = build.first(dataset.test, config.evaluation.examples)
   check = functools.partial(
       robustness.evaluate, split=split,
@@ -48,7 +48,7 @@ def evaluate(config, workdir: pathlib.Path, dataset,
       'retrained_teachers': _retrained(config, workdir, teachers, check),
       **provenance.describe()}
   progress.detail('')
-  configuration.write_json(workdir / DONE, results)
+  files.write_json(workdir / DONE, results)
   return results
 
 

@@ -1,9 +1,9 @@
 """Teachers: networks with the weights of a finished run or of a file."""
 
 import dataclasses
-import json
 import pathlib
 
+from rkd_jax import config as configuration
 from rkd_jax import data
 from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.models import weights
@@ -50,7 +50,7 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
           f'config.teachers.{name}.run = {spec.run}: no finished run there '
           f'({file} is missing); train it first, or continue it with its own '
           'command')
-    model = json.loads((folder / 'config.json').read_text())['model']
+    model = configuration.read(folder).model
   else:
     file, model = pathlib.Path(spec.weights), spec.model
     if not model:

@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 
-from rkd_jax import config as configuration
+from rkd_jax import files
 from rkd_jax.data import augment
 from rkd_jax.distill.method import Attachment, Batch, Method
 from rkd_jax.evaluation import robustness
@@ -126,7 +126,7 @@ def _fit(workdir, plan, state, method, detach, progress) -> None:
   _export(workdir, 'best', checkpoints.restore(state, best), method, detach)
   checkpoints.close()
   log.close()
-  configuration.write_json(workdir / DONE, {
+  files.write_json(workdir / DONE, {
       'best_step': best, 'last_step': plan.epochs * plan.steps_per_epoch,
       'steps_per_epoch': plan.steps_per_epoch,
       'train_examples': len(plan.data['label']),

@@ -1,24 +1,15 @@
 """Metrics of a run: one JSON line an epoch, and the same for TensorBoard."""
 
-import json
-import os
 import pathlib
 
 import tensorboardX
 
+from rkd_jax import files
+
 
 def read(path: str | pathlib.Path) -> list[dict]:
-  """All complete lines of a metrics file; a torn last line is left out."""
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
-  rows = []
-  for line in path.read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break  # Written while the process was killed: training repeats it.
-  return rows
+  """All lines of a metrics file that are whole; a warning names the others."""
+  return files.read_lines(path)
 
 
 class MetricsLog:
@@ -33,16 +24,13 @@ class MetricsLog:
     workdir = pathlib.Path(workdir)
     self._path = workdir / 'metrics.jsonl'
     kept = [row for row in read(self._path) if row['step'] <= step]
-    partial = self._path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    os.replace(partial, self._path)
+    files.write_lines(self._path, kept)
     self._board = tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=step + 1)
 
   def write(self, step: int, epoch: int, values: dict[str, float]) -> None:
     """Adds the values of one epoch, which ended after `step` updates."""
-    with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, 'epoch': epoch, **values}) + '\n')
+    files.append_line(self._path, {'step': step, 'epoch': epoch, **values})
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 

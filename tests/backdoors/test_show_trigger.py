@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from matplotlib import image as png
 
-from rkd_jax import backdoors, cli, data
+from rkd_jax import backdoors, cli, data, files
 from rkd_jax import config as configuration
-from rkd_jax.backdoors import files
+from rkd_jax.backdoors import files as trigger_files
 from rkd_jax.report import triggers
 
 
@@ -38,13 +38,13 @@ def test_each_fixed_trigger_by_its_name(name, tmp_path, monkeypatch, capsys):
 
 
 def test_a_poisoned_run(tmp_path, capsys):
-  configuration.write_json(tmp_path / 'config.json', configuration.to_dict(
+  files.write_json(tmp_path / 'config.json', configuration.to_dict(
       configuration.resolve({'data': {'name': 'digits'}})))
   assert cli.main(['show-trigger', '--workdir', str(tmp_path)]) == 2
   assert 'is not poisoned (backdoor/ is missing)' in capsys.readouterr().err
   dataset = data.load('digits')
   trigger = backdoors.badnets(dataset.image_shape, 0, size=3, margin=1)
-  files.save(tmp_path / 'backdoor', trigger)
+  trigger_files.save(tmp_path / 'backdoor', trigger)
   assert cli.main(['show-trigger', '--workdir', str(tmp_path)]) == 0
   drawn = tmp_path / 'figures' / 'trigger.png'
   assert capsys.readouterr().out == f'picture: {drawn}\n'
@@ -53,7 +53,7 @@ def test_a_poisoned_run(tmp_path, capsys):
   np.testing.assert_array_equal(png.imread(drawn), png.imread(wanted))
   (tmp_path / 'backdoor' / 'trigger.json').write_text('{')
   assert cli.main(['show-trigger', '--workdir', str(tmp_path)]) == 1
-  assert 'no usable trigger there' in capsys.readouterr().err
+  assert 'trigger.json: damaged' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, code, message', [

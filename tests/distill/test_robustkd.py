@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rkd_jax as rkd
-from rkd_jax import cli, distill, models
+from rkd_jax import cli, distill, files, models
 from rkd_jax.distill import robustkd
 from rkd_jax.distill.method import Batch, weighted_mean
 from rkd_jax.errors import CheckpointError, ConfigError
@@ -254,7 +254,7 @@ def look_for_a_backdoor(workdir, capsys):
   assert ('suspects (anomaly above 3.0, or a patch of less than 2.5% of the pixels)'
           in capsys.readouterr().out)
   found = rkd.experiment.detect(SMALL, workdir, examples=64, steps=30)
-  assert json.loads((workdir / 'tables/detect.json').read_text()) == found
+  assert files.read_json(workdir / 'tables/detect.json', '') == found
   assert found['examples'] == 64 and list(found['classes']) == [str(k) for k in range(10)]
   assert found['suspects'] == [
       int(k) for k, of in found['classes'].items()
