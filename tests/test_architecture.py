@@ -11,10 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 BELOW = {
     'errors': set(),
     'files': {'errors'},
+    'untrusted': set(),
     'attacks': {'errors', 'models'},
     'bounds': {'errors'},
-    'models': {'files', 'errors'},
-    'data': {'files', 'errors'},
+    'models': {'files', 'errors', 'untrusted'},
+    'data': {'files', 'errors', 'untrusted'},
     'losses': {'errors'},
     'training': {'files', 'errors', 'models', 'data'},
     'backdoors': {'files', 'errors', 'attacks', 'losses', 'models', 'data', 'training'},

@@ -7,32 +7,41 @@ contain, so an entry is never read for other data, whatever their sizes and time
 Old entries may be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from rkd_jax import files
-from rkd_jax.data.dataset import Stored, make_split, make_stored
-from rkd_jax.errors import CheckpointError, DataError
+from rkd_jax import files, untrusted
+from rkd_jax.data.checks import make_split, make_stored
+from rkd_jax.data.dataset import Stored
+from rkd_jax.errors import CheckpointError, ConfigError, DataError, RkdError
 
 _FORMAT = 2  # Part of the fingerprint: raise it when the decoded arrays change.
+_STALE_S = 24 * 3600.0  # Age of what a killed writer left.
 _FILES = ('train_image', 'train_label', 'test_image', 'test_label')
 
 
 def directory() -> pathlib.Path:
   """Where entries are kept: RKD_CACHE_DIR, else ~/.cache/rkd_jax."""
   chosen = os.environ.get('RKD_CACHE_DIR')
-  return pathlib.Path(chosen or '~/.cache/rkd_jax').expanduser()
+  try:
+    return pathlib.Path(chosen or '~/.cache/rkd_jax').expanduser()
+  except RuntimeError as error:
+    raise ConfigError(
+        'there is no home directory to keep decoded data sets in (HOME is not set): set '
+        'RKD_CACHE_DIR to a folder') from error
 
 
-def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path],
+def fingerprint(root: pathlib.Path, sources: Iterable[pathlib.Path],
                 text: str = '') -> str:
   """32 hexadecimal digits of a SHA-256 of the names and contents of files.
 
@@ -42,11 +51,11 @@ def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path],
 
   Args:
     root: Folder that the names are taken relative to.
-    files: Source files.
+    sources: Source files.
     text: Whatever else the decoded arrays depend on.
   """
   digest = hashlib.sha256(repr((_FORMAT, text)).encode(errors='surrogatepass'))
-  for file in sorted(files):
+  for file in sorted(sources):
     name = os.fsencode(file.relative_to(root))
     digest.update(b'%d\0%b' % (len(name), name))
     digest.update(_sha256(file).digest())
@@ -74,7 +83,7 @@ def through(name: str, fingerprint_of: Callable[[], str],
   if os.path.isfile(entry / 'meta.json'):
     try:
       return _read(entry)
-    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RkdError) as error:
       warnings.warn(
           f'the cached data set {entry} is damaged ({error}); decoding again',
           stacklevel=2)
@@ -94,7 +103,7 @@ def through(name: str, fingerprint_of: Callable[[], str],
 
 
 def _read(entry: pathlib.Path) -> Stored:
-  meta = json.loads((entry / 'meta.json').read_text())
+  meta = files.read_json(entry / 'meta.json', 'delete the entry')
   names = meta['class_names']
   if _digests(entry, names) != meta['sha256']:
     raise ValueError('its files are not those that were written')
@@ -109,6 +118,7 @@ def _read(entry: pathlib.Path) -> Stored:
 def _write(entry: pathlib.Path, stored: Stored, replace: bool) -> None:
   """Writes beside the entry and renames, so that readers see all or nothing."""
   entry.parent.mkdir(parents=True, exist_ok=True)
+  _sweep(entry.parent)
   fresh = entry.with_name(f'.{entry.name}.{uuid.uuid4().hex}')
   old = fresh.with_name(f'{fresh.name}.old')
   try:
@@ -129,6 +139,14 @@ def _write(entry: pathlib.Path, stored: Stored, replace: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _sweep(folder: pathlib.Path) -> None:
+  """Removes what killed writers left, a day later: another one may be at work."""
+  for path in folder.glob('.*-*.*'):
+    with contextlib.suppress(OSError):
+      if time.time() - path.stat().st_mtime > _STALE_S:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _digests(entry: pathlib.Path, class_names: list[str]) -> dict[str, str]:
   """SHA-256 of every array file and of the class names."""
   digests = {name: _sha256(entry / f'{name}.npy').hexdigest() for name in _FILES}
@@ -137,5 +155,5 @@ def _digests(entry: pathlib.Path, class_names: list[str]) -> dict[str, str]:
 
 
 def _sha256(file: pathlib.Path):
-  with file.open('rb') as stream:
+  with untrusted.open_file(file, DataError) as stream:
     return hashlib.file_digest(stream, 'sha256')

@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 
-from rkd_jax.data.dataset import Stored, make_split, make_stored
+from rkd_jax.data.checks import make_split, make_stored
+from rkd_jax.data.dataset import Stored
 from rkd_jax.data.splits import stratified_order
 from rkd_jax.errors import DataError
 

@@ -7,12 +7,20 @@ import pathlib
 
 import numpy as np
 
-from rkd_jax.data import cache
-from rkd_jax.data.dataset import Stored, make_split, make_stored
+from rkd_jax import untrusted
+from rkd_jax.data import cache, images
+from rkd_jax.data.checks import allocate, check_names, make_split, make_stored
+from rkd_jax.data.dataset import Stored
 from rkd_jax.errors import ConfigError, DataError
 
 _SUFFIXES = frozenset(
     ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.pgm', '.ppm'))
+# Left out in silence, these would leave a data set with holes.
+_UNREAD = frozenset(
+    ('.gif', '.tif', '.tiff', '.jfif', '.jpe', '.jp2', '.heic', '.heif', '.avif',
+     '.pbm', '.pnm', '.dib', '.tga', '.npy', '.npz'))
+_LITTER = frozenset(('__MACOSX', '@eaDir'))  # Folders that systems leave.
+_MOST_TEXT = 2**28  # Bytes of a list of annotations.
 _LAYOUT = (
     'wanted data_dir/train/<class>/<image files> and data_dir/test/<class>/... '
     '(or val/<class>/..., or Tiny-ImageNet\'s val/images and '
@@ -29,14 +37,15 @@ def read(data_dir: pathlib.Path | None) -> Stored:
   """Reads train/<class>/ and test/<class>/ (else val/<class>/) under a folder.
 
   Classes are the names of the folders under train/, sorted; files are taken in
-  sorted order. Images may lie in a subfolder `images` of a class folder. All
-  images have one size. They have one channel when every image is grey, else
-  three; an alpha channel is dropped.
+  sorted order, so a class has one number in all splits. Images may lie in a subfolder
+  `images` of a class folder. All images have one size. They have one channel when every
+  image is grey, else three. Links are followed; hidden files and files without the
+  suffix of an image are left out. See `images.decode` for what an image may be.
 
   Raises:
     ConfigError: no data_dir.
     DataError: folders are missing or empty, the classes of train and test
-      differ, sizes differ, or a file cannot be read.
+      differ, sizes differ, an image is no regular file, or it cannot be read.
   """
   if data_dir is None:
     raise ConfigError(f"the data set 'folder' needs data_dir; {_LAYOUT}")
@@ -69,6 +78,20 @@ def read_tiny_imagenet(data_dir: pathlib.Path | None) -> Stored:
 
 
 def _read(name: str, root: pathlib.Path) -> Stored:
+  try:
+    train, test, class_names = _listings(root)
+  except OSError as error:  # From a folder that may not be entered.
+    raise DataError(f'{error.filename or root} cannot be read: '
+                    f'{error.strerror or error}') from error
+  files = [file for file, _ in itertools.chain(train, test)]
+  labels = repr([label for _, label in test])
+  return cache.through(
+      f'{name}-1', functools.partial(cache.fingerprint, root, files, labels),
+      functools.partial(_decode, root, train, test, class_names))
+
+
+def _listings(root: pathlib.Path) -> tuple[Listing, Listing, list[str]]:
+  """(training images, test images, class names)."""
   if not (root / 'train').is_dir():
     raise DataError(f'there is no folder {root / "train"}; {_LAYOUT}')
   train = _by_class(root / 'train')
@@ -77,13 +100,10 @@ def _read(name: str, root: pathlib.Path) -> Stored:
     raise DataError(
         f'{root / "train"} has one class folder, {class_names[0]!r}; two or more '
         f'are wanted; {_LAYOUT}')
+  check_names(class_names, f'{root / "train"}')
   test, where = _test_listing(root)
   _check_same_classes(class_names, {label for _, label in test}, where)
-  files = [file for file, _ in itertools.chain(train, test)]
-  labels = repr([label for _, label in test])
-  return cache.through(
-      f'{name}-1', functools.partial(cache.fingerprint, root, files, labels),
-      functools.partial(_decode, root, train, test, class_names))
+  return train, test, class_names
 
 
 def _by_class(root: pathlib.Path) -> Listing:
@@ -112,24 +132,26 @@ def _test_listing(root: pathlib.Path) -> tuple[Listing, pathlib.Path]:
 
 
 def _annotated(annotations: pathlib.Path) -> Listing:
-  listing = []
-  images = annotations.parent / 'images'
-  lines = annotations.read_text(errors='replace').splitlines()
-  for number, line in enumerate(lines, 1):
+  folder = annotations.parent / 'images'
+  there = {file.name: file for file in _images(folder)}
+  content = untrusted.read_bytes(annotations, DataError, _MOST_TEXT)
+  labels = {}
+  for number, line in enumerate(content.decode(errors='replace').splitlines(), 1):
     fields = line.split('\t')
     if len(fields) < 2:
       raise DataError(
-          f'{annotations}, line {number}: wanted file name, tab, class; got {line!r}')
-    listing.append((images / fields[0], fields[1]))
-  named = {file.name for file, _ in listing}
-  there = {file.name for file in _images(images)}
-  if not listing or named != there:
+          f'{annotations}, line {number}: wanted file name, tab, class; got '
+          f'{line[:200]!r}')
+    if fields[0] in labels:
+      raise DataError(f'{annotations}, line {number}: {fields[0]!r} has a class already')
+    labels[fields[0]] = fields[1]
+  if not labels or set(labels) != set(there):
+    missing, extra = set(labels) - set(there), set(there) - set(labels)
     raise DataError(
-        f'{annotations} names {len(named)} images, {images} holds {len(there)}; '
-        f'{len(named - there)} are missing there, {len(there - named)} have no '
-        'class (for example '
-        f'{", ".join(sorted(named ^ there)[:3]) or "none at all"})')
-  return sorted(listing)
+        f'{annotations} names {len(labels)} images, {folder} holds {len(there)}; '
+        f'{len(missing)} are missing there, {len(extra)} have no '
+        f'class (for example {", ".join(sorted(missing | extra)[:3]) or "none at all"})')
+  return sorted((there[name], label) for name, label in labels.items())
 
 
 def _check_same_classes(train: list[str], test: set[str],
@@ -147,20 +169,20 @@ def _decode(root: pathlib.Path, train: Listing, test: Listing,
   number = {name: i for i, name in enumerate(class_names)}
   files = [file for file, _ in itertools.chain(train, test)]
   labels = np.array([number[label] for _, label in itertools.chain(train, test)])
-  images = _read_images(files)
+  pixels = _read_images(files, root)
   parts = [
-      make_split(images[where], labels[where], num_classes=len(class_names),
+      make_split(pixels[where], labels[where], num_classes=len(class_names),
                  where=str(root))
       for where in (slice(len(train)), slice(len(train), None))]
   return make_stored(*parts, class_names, str(root))
 
 
-def _read_images(files: list[pathlib.Path]) -> np.ndarray:
+def _read_images(files: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
   """uint8[N, H, W, 1 or 3]; grey only when every image is."""
-  first, _ = _read_image(files[0])
-  images = np.empty((len(files), *first.shape), np.uint8)
   any_colour = False
-  with concurrent.futures.ThreadPoolExecutor() as pool:
+  with images.limited(), concurrent.futures.ThreadPoolExecutor() as pool:
+    first, _ = _read_image(files[0])
+    pixels = allocate((len(files), *first.shape), str(root))
     for start in range(0, len(files), _CHUNK):
       chunk = files[start:start + _CHUNK]
       for i, (image, colour) in enumerate(pool.map(_read_image, chunk), start):
@@ -168,39 +190,50 @@ def _read_images(files: list[pathlib.Path]) -> np.ndarray:
           raise DataError(
               f'{files[i]} is {_size(image)}, but {files[0]} is {_size(first)} '
               '(height x width); all images must have one size: resize them first')
-        images[i] = image
+        pixels[i] = image
         any_colour |= colour
-  return images if any_colour else images[..., :1]
+  return pixels if any_colour else pixels[..., :1]
 
 
 def _read_image(file: pathlib.Path) -> tuple[np.ndarray, bool]:
-  from PIL import Image  # Lazily: no other data set needs it.
-  try:
-    with Image.open(file) as image:
-      deep = image.mode.startswith(('I', 'F'))
-      colour = image.mode not in ('1', 'L', 'LA')
-      pixels = None if deep else np.asarray(image.convert('RGB'))
-  except Exception as error:  # Pillow's decoders raise many types on bad bytes.
-    raise DataError(f'cannot read the image {file}: {error}') from error
-  if deep:
-    raise DataError(
-        f'the image {file} has more than 8 bits a channel (mode {image.mode}); '
-        'convert it to 8 bits first')
-  return pixels, colour
+  content = untrusted.read_bytes(file, DataError, images.MOST_BYTES)
+  return images.decode(content, str(file))
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Image files in a folder, sorted; each is a file and can be opened."""
   if not folder.is_dir():
     return []
-  return sorted(
-      file for file in folder.iterdir()
-      if file.suffix.lower() in _SUFFIXES and not file.name.startswith('.'))
+  found = []
+  for file in _entries(folder):
+    suffix = file.suffix.lower()
+    if suffix in _UNREAD:
+      raise DataError(f'{file}: images of the kind {suffix} are not read; convert them '
+                      f'to one of {", ".join(sorted(_SUFFIXES))}, or take them away')
+    if suffix in _SUFFIXES:
+      untrusted.check_file(file, DataError, images.MOST_BYTES)
+      found.append(file)
+  return found
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(
-      path for path in folder.iterdir()
-      if path.is_dir() and not path.name.startswith('.'))
+  found = []
+  for path in _entries(folder):
+    if path.is_dir():
+      found.append(path)
+    elif path.is_symlink() and not path.is_file():  # Else a class would be left out.
+      untrusted.check_file(path, DataError)
+  return found
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+  """What a folder holds and a person put there, sorted."""
+  try:
+    return sorted(path for path in folder.iterdir()
+                  if not path.name.startswith('.') and path.name not in _LITTER)
+  except OSError as error:
+    raise DataError(
+        f'the folder {folder} cannot be listed: {error.strerror or error}') from error
 
 
 def _size(image: np.ndarray) -> str:

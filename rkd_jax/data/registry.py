@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from rkd_jax import errors
+from rkd_jax import errors, files
 from rkd_jax.data import digits, folder, npz, prepared, splits
 from rkd_jax.data.dataset import Dataset, Stored
 
@@ -86,7 +86,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None,
   """
   if name not in _SOURCES:
     raise errors.unknown_name('data set', name, _SOURCES)
-  path = None if data_dir is None else pathlib.Path(data_dir).expanduser()
+  path = None if data_dir is None else files.local_path(data_dir, 'data_dir')
   stored = _SOURCES[name].read(path)
   train, held_out = splits.hold_out(stored.train, validation)
   return Dataset(

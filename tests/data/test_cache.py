@@ -9,7 +9,7 @@ import pytest
 
 from rkd_jax.data import cache
 from rkd_jax.data.dataset import Split, Stored
-from rkd_jax.errors import DataError
+from rkd_jax.errors import ConfigError, DataError
 
 KEY = lambda: 'abc'
 
@@ -102,6 +102,23 @@ def test_entry_without_meta_is_replaced(own_cache):
   for _ in range(2):
     assert_same(cache.through('set', KEY, decoder), decoder.stored)
   assert decoder.calls == 1
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(own_cache):
+  left, young = (own_cache / f'.set-abc.{n}' for n in (1, 2))
+  for path in (left, young):
+    path.mkdir(parents=True)
+    (path / 'train_image.npy').write_bytes(b'half')
+  os.utime(left, (0, 0))
+  cache.through('set', KEY, Decoder())
+  assert sorted(os.listdir(own_cache)) == ['.set-abc.2', 'set-abc']
+
+
+def test_no_home_is_named(monkeypatch):
+  monkeypatch.delenv('RKD_CACHE_DIR')
+  monkeypatch.setattr('os.path.expanduser', lambda path: path)
+  with pytest.raises(ConfigError, match='no home directory.*RKD_CACHE_DIR'):
+    cache.through('set', KEY, Decoder())
 
 
 def test_unwritable_cache_warns_once_and_works(tmp_path, monkeypatch):

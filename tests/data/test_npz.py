@@ -35,9 +35,9 @@ def test_grey_images_and_column_labels(tmp_path, arrays):
 
 
 def test_no_file(tmp_path):
-  with pytest.raises(DataError, match=r'set\.npz: it is not there; make it with'):
+  with pytest.raises(DataError, match=r'set\.npz is not there; make it with'):
     data.load('npz', data_dir=tmp_path / 'set.npz')
-  with pytest.raises(DataError, match='a folder, not a file'):
+  with pytest.raises(DataError, match='is a folder, not a file'):
     data.load('npz', data_dir=tmp_path)
 
 
@@ -50,7 +50,7 @@ def nan_images(x):
 @pytest.mark.parametrize(('key', 'change', 'words'), [
     ('y_test', lambda y: None, ['lacks y_test', 'y_train', 'make it with']),
     ('x_train', lambda x: x / 255, ['float64', 'uint8, 0..255']),
-    ('x_test', nan_images, ['float64 with NaN', 'uint8, 0..255']),
+    ('x_test', nan_images, ['float64', 'uint8, 0..255', 'NaN or infinite']),
     ('x_train', lambda x: x.astype(np.int64), ['int64', 'uint8']),
     ('x_train', lambda x: x[:-1], ['23 images but 24 labels']),
     ('x_train', lambda x: x.reshape(24, 90), ['(24, 90)', '[N, H, W, C]']),

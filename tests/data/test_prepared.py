@@ -107,7 +107,7 @@ def test_not_prepared_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_neither_tensorflow_nor_a_second_tfds_import(prepared_dir, own_cache):
-  """A cold read imports TFDS but no TensorFlow; a cached one imports neither."""
+  """A cold read imports of TFDS what decodes records; a cached one imports nothing."""
   program = (
       'import sys; from rkd_jax import data\n'
       'data.load("cifar10", data_dir=sys.argv[1])\n'
