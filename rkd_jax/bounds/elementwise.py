@@ -10,7 +10,16 @@ factories: relu is `max_const(0.)`.
     lines = rule.lines(lo, hi, choice_lower, choice_upper)
 """
 
-from rkd_jax.bounds import binary, convex, piecewise, powers, smooth, sshaped
+from rkd_jax.bounds import (
+    binary,
+    convex,
+    piecewise,
+    powers,
+    roots,
+    smooth,
+    sshaped,
+    trigonometry,
+)
 from rkd_jax.bounds.binary import reduce_max_lines, reduce_min_lines
 from rkd_jax.bounds.outward import Binary, BinaryLines, Elementwise, Lines
 from rkd_jax.bounds.piecewise import clamp, leaky_relu, max_const, min_const
@@ -21,6 +30,7 @@ __all__ = ['BINARY', 'Binary', 'BinaryLines', 'Elementwise', 'Lines', 'RULES', '
            'reduce_max_lines', 'reduce_min_lines']
 
 RULES: dict[str, Elementwise] = (
-    piecewise.RULES | convex.RULES | powers.RULES | sshaped.RULES | smooth.RULES)
+    piecewise.RULES | convex.RULES | powers.RULES | roots.RULES | sshaped.RULES
+    | smooth.RULES | trigonometry.RULES)
 
 BINARY: dict[str, Binary] = binary.RULES

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rkd_jax.bounds import normalised, piecewise_patterns, pooling
+from rkd_jax.bounds import normalised, piecewise_patterns, pooling, power_patterns
 from rkd_jax.bounds.graph import Graph, Ref
 from rkd_jax.bounds.rewriter import Rewriter, is_uniform, polynomial, uniform
 
@@ -87,13 +87,6 @@ def _abs(rw, node):
   """|-x|."""
   inner = rw.node(node.inputs[0], 'neg')
   return inner and rw.emit('abs', jnp.abs, inner.inputs[0], like=node)
-
-
-def _square(rw, node):
-  first, last = node.inputs
-  if isinstance(first, Ref) and isinstance(last, Ref) and first == last:
-    return rw.emit('square', jnp.square, first, like=node)
-  return None
 
 
 def _logistic(rw, node):
@@ -263,8 +256,10 @@ _RULES = {
     'log': (normalised.logsumexp,),
     'max': (_identity, _leaky_extreme, pooling.tree),
     'min': (_identity, _leaky_extreme, pooling.tree),
-    'mul': (_identity, _square, _silu, _gelu, normalised.softmax),
+    'integer_pow': (power_patterns.of_a_power,),
+    'mul': (_identity, power_patterns.product, _silu, _gelu, normalised.softmax),
     'pad': (_identity,),
+    'pow': (power_patterns.power,),
     'reciprocal': (_logistic,),
     'reduce': (pooling.reduce,),
     'reduce_min': (pooling.reduce,),
@@ -273,6 +268,8 @@ _RULES = {
     'reduce_window_min': (pooling.reduce_window,),
     'reshape': (_identity,),
     'select_n': (piecewise_patterns.select,),
+    'sqrt': (power_patterns.root,),
+    'square': (power_patterns.of_a_power,),
     'squeeze': (_identity,),
     'sub': (_identity, _minus, normalised.log_softmax),
 }

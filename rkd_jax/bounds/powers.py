@@ -9,6 +9,7 @@ import functools
 import jax.numpy as jnp
 from jax import lax
 
+from rkd_jax.bounds import convex as convexity
 from rkd_jax.bounds import outward as out
 from rkd_jax.bounds.convex import concave, convex
 from rkd_jax.bounds.sshaped import s_shaped
@@ -123,7 +124,26 @@ def _straight(y):
   return out.Elementwise(interval, lines)
 
 
+def _of_log(rule: out.Elementwise) -> out.Elementwise:
+  """exp(y log(x)): unknown, not just positive, where nothing is known of log(x)."""
+  def unknown(lo, hi):
+    return ~((lo > -jnp.inf) | (hi < jnp.inf))
+
+  def interval(lo, hi):
+    gone = unknown(lo, hi)
+    lower, upper = rule.interval(lo, hi)
+    return jnp.where(gone, -jnp.inf, lower), jnp.where(gone, jnp.inf, upper)
+
+  def lines(lo, hi, choice_lower=None, choice_upper=None):
+    gone = unknown(lo, hi)
+    found = rule.lines(lo, hi, choice_lower, choice_upper)
+    return out.Lines(*(jnp.where(gone, vacuous, part) for vacuous, part in zip(
+        (0, -jnp.inf, 0, jnp.inf), found)))
+  return out.Elementwise(interval, lines)
+
+
 RULES = {
+    'exp_of_log': _of_log(convexity.RULES['exp']),
     'sqrt': positive_power(0.5),
     'rsqrt': positive_power(-0.5),
     'square': even_power(2),

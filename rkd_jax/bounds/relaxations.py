@@ -164,7 +164,7 @@ def _of_one(node):
   if name == 'integer_pow':
     return _smooth(elementwise.integer_pow(node.params['y']))
   if name == 'pow' and isinstance(node.inputs[0], Ref):
-    return _smooth(elementwise.power(constants[0]))
+    return _smooth(elementwise.power(float(constants[0])))
   return _smooth(elementwise.RULES[name]) if name in elementwise.RULES else None
 
 

@@ -174,7 +174,7 @@ class _Builder:
     if name in _IDENTITIES and _stays_float(eqn, index):
       return inputs[index]
     if name == 'mul' and len(bounded) == 2 and bounded[0] == bounded[1]:
-      return self.add('square', bounded, shape, jnp.square, {}, eqn)
+      return self.add('square', bounded[:1], shape, jnp.square, {}, eqn)
     if name == 'integer_pow' and params['y'] == 1:
       return inputs[0]
     if name == 'integer_pow' and params['y'] in (2, -1):
