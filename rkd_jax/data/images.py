@@ -16,6 +16,8 @@ from rkd_jax.untrusted import describe_bytes
 MOST_BYTES = 2**28  # Of one encoded image.
 # Pillow knows more formats, and one of them (EPS) runs another program.
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'PPM')
+_MOST_PIXELS = 2**26  # Of which the rows of a PNG are counted.
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # By the colour type of PNG.
 _PNG = b'\x89PNG\r\n\x1a\n'
 # PPM, PGM: the size and the greatest value, between white space and comments.
 _NETPBM = re.compile(rb'P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+'
@@ -89,22 +91,41 @@ def _check_container(content, where):
 
 
 def _check_png(content, where):
-  """Compares the CRC-32 of every chunk up to the last one."""
-  at, kind = len(_PNG), b''
+  """Compares the CRC-32 of every chunk, and the rows that are there with the header."""
+  at, kind, packed = len(_PNG), b'', []
   view = memoryview(content)
+  refused = lambda why: DataError(f'cannot read the image {where}: {why}')
   while kind != b'IEND':
     if at + 12 > len(content):
-      raise DataError(f'cannot read the image {where}: the PNG ends too early')
+      raise refused('the PNG ends too early')
     length, = struct.unpack_from('>I', content, at)
     kind, end = content[at + 4:at + 8], at + 8 + length
     if end + 4 > len(content):
-      raise DataError(f'cannot read the image {where}: the PNG ends too early')
+      raise refused('the PNG ends too early')
     if zlib.crc32(view[at + 4:end]) != struct.unpack_from('>I', content, end)[0]:
-      raise DataError(f'cannot read the image {where}: a checksum of the PNG is wrong, '
-                      f'the file is damaged (chunk {kind.decode("latin-1")!r})')
+      raise refused('a checksum of the PNG is wrong, the file is damaged (chunk '
+                    f'{kind.decode("latin-1")!r})')
     if at == len(_PNG) and (kind != b'IHDR' or length != 13):
-      raise DataError(f'cannot read the image {where}: the PNG has no header')
+      raise refused('the PNG has no header')
+    if kind == b'IDAT':
+      packed.append(view[at + 8:end])
     at = end + 4
+  _check_rows(content, b''.join(packed), refused)
+
+
+def _check_rows(content, packed, refused):
+  """Pillow would fill up rows that are missing."""
+  width, height, depth, colour, _, _, interlaced = struct.unpack_from('>IIBBBBB', content,
+                                                                      16)
+  if interlaced or width * height > _MOST_PIXELS:
+    return  # Pillow refuses what is too large, in `limited`.
+  wanted = height * (1 + -(-width * depth * _CHANNELS.get(colour, 1) // 8))
+  try:
+    found = len(zlib.decompressobj().decompress(packed, max(wanted, 1)))
+  except zlib.error as error:
+    raise refused(f'its data are no zlib stream: {error}') from error
+  if found < wanted:
+    raise refused(f'it holds {found:,} of {wanted:,} bytes of pixels')
 
 
 def _check_kind(image, where):
