@@ -1,15 +1,13 @@
 """A data set in one .npz file."""
 
 import pathlib
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
 from rkd_jax import untrusted
-from rkd_jax.data.checks import check_size, make_split, make_stored
+from rkd_jax.data.checks import check_names, check_size, make_split, make_stored
 from rkd_jax.data.dataset import Stored
 from rkd_jax.errors import ConfigError, DataError
 
@@ -39,7 +37,7 @@ def read(path: pathlib.Path | None) -> Stored:
   if path is None:
     raise ConfigError("the data set 'npz' needs data_dir: the path of a .npz file")
   arrays = _arrays(path)
-  class_names = _named_classes(arrays, path)
+  class_names = check_names(_named_classes(arrays, path), str(path))
   parts = [
       make_split(arrays[f'x_{part}'], arrays[f'y_{part}'],
                  num_classes=len(class_names), where=f'{path} x_{part}, y_{part}')
@@ -64,10 +62,12 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       with zipfile.ZipFile(stream) as archive:
         return {name: _array(archive, entry, f'{path} {name}')
                 for name, entry in _members(archive, path).items()}
-    except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError,
-            zipfile.BadZipFile, zlib.error, struct.error, SyntaxError) as error:
+    except DataError:
+      raise
+    except Exception as error:  # Broken archives and headers raise almost anything.
+      line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
       raise DataError(
-          f'{path} cannot be read as a .npz file ({error}); is it complete? {_HOW}'
+          f'{path} cannot be read as a .npz file ({line}); is it complete? {_HOW}'
       ) from error
 
 

@@ -127,8 +127,10 @@ def _naming(file: pathlib.Path, how: str) -> Iterator[None]:
     raise
   except Exception as error:  # array_record and protobuf raise many types.
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    raise DataError(f'{file} cannot be decoded, it is damaged ({line}); copy it again, '
-                    f'or delete the folder. {how}') from error
+    kind = untrusted.describe(file)
+    raise DataError(
+        f'{file} cannot be decoded, it is damaged ({kind and f"it is {kind}; "}{line}); '
+        f'copy it again, or delete the folder. {how}') from error
 
 
 def _example(record: bytes, shape: tuple[int, int, int],

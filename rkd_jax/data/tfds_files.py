@@ -18,6 +18,7 @@ INFO, FEATURES = 'dataset_info.json', 'features.json'
 FORMAT = 'array_record'
 SPLITS = ('train', 'test')
 _MOST_TEXT = 2**24  # Bytes of a file of text.
+_MOST_SHARDS = 10**5  # Their numbers have five digits.
 _CLASS_KEYS = ('pythonClassName', 'python_class_name', 'type')
 _TFDS = re.compile(r'tensorflow_datasets(\.\w+)+', re.ASCII)
 _CORE = 'tensorflow_datasets.core.features.'
@@ -41,6 +42,8 @@ def splits(folder: pathlib.Path, how: str) -> dict[str, list[int]]:
                for split in info['splits']}
     if min((count for counts in lengths.values() for count in counts), default=0) < 0:
       raise ValueError('a shard of negative length')
+    if max(map(len, lengths.values()), default=0) > _MOST_SHARDS:
+      raise ValueError(f'more than {_MOST_SHARDS} shards')
   except (ValueError, KeyError, TypeError) as error:
     raise _unread(folder / INFO, repr(error), how) from error
   if info.get('fileFormat') != FORMAT:

@@ -63,14 +63,133 @@ def nan_images(x):
     ('y_test', lambda y: y - 1, ['label -1 of example']),
     ('y_train', lambda y: y.astype(float), ['integers']),
     ('y_test', lambda y: np.eye(3, dtype=int)[y], ['one-hot']),
-    ('y_test', lambda y: y.astype(object), ['allow_pickle=False']),
+    ('y_test', lambda y: y.astype(object), ['y_test', 'allow_pickle=False']),
+    ('x_test', lambda x: x.astype(object), ['x_test', 'allow_pickle=False']),
+    ('x_test', lambda x: np.array([{'a': 1}]), ['x_test', 'allow_pickle=False']),
+    ('y_train', lambda y: np.array(['cat', 'dog', 'cow'])[y],
+     ['labels are text (<U3)', 'np.unique']),
+    ('y_test', lambda y: np.array([b'cat', b'dog', b'cow'])[y],
+     ['labels are text (|S3)', 'np.unique']),
+    ('y_train', lambda y: y == 1, ['integers', 'bool']),
+    ('y_test', lambda y: y == 1, ['labels are bool[9]']),
+    ('y_test', lambda y: y + 0.5, ['labels are float64[9]']),
+    ('y_test', lambda y: y * np.nan, ['labels are float64[9]']),
+    ('y_test', lambda y: y * 1j, ['labels are complex128[9]']),
+    ('y_train', lambda y: y * 1j, ['integers', 'complex128']),
+    ('y_train', lambda y: y.astype('datetime64[s]'), ['integers', 'datetime64']),
+    ('y_test', lambda y: y[:5], ['9 images but 5 labels']),
+    ('y_test', lambda y: np.int64(3), ['labels are int64[]']),
+    ('y_test', lambda y: y[None], ['labels are int64[1, 9]']),
+    ('y_train', lambda y: np.zeros_like(y), ["two or more classes", "['0']"]),
+    ('y_train', lambda y: y * 2**40, ['labels go up to 2199023255552', 'first 1)']),
+    ('y_train', lambda y: (y.astype(np.uint64) + 2**63 + 5), ['first 0)']),
+    ('y_test', lambda y: y.astype(np.uint64) + 2**63, ['label 9223372036854775810']),
+    ('y_train', lambda y: y[:0], ['integers from 0']),
+    ('x_train', lambda x: x[:0], ['0 images but 24 labels']),
+    ('x_train', lambda x: x[:, :0], ['(24, 0, 5, 3)']),
+    ('x_train', lambda x: x[..., :0], ['(24, 6, 5, 0)']),
+    ('x_train', lambda x: x[0, 0, 0, 0], ['shape ()']),
+    ('x_train', lambda x: x[0], ['6 images but 24 labels']),
+    ('x_train', lambda x: x[None], ['(1, 24, 6, 5, 3)']),
+    ('x_train', lambda x: x.view('u1,u1,u1')[..., 0], ['images are [(']),
+    ('x_train', lambda x: x.astype('S3'), ['images are |S3', 'Wanted numbers']),
+    ('x_train', lambda x: x.astype('U3'), ['images are <U3', 'Wanted numbers']),
+    ('x_train', lambda x: x * 1j, ['complex128', 'Wanted numbers']),
+    ('x_train', lambda x: (x / 255 > .5).astype(np.uint8), ['0 or 1 of 255']),
+    ('x_test', lambda x: x * 0, ['x_test: all pixels are 0 or 1']),
+    ('class_names', lambda _: np.array(['a', 'b']), ['label 2 of example', '0..1']),
+    ('class_names', lambda _: np.array(['a', 'b', 'a']), ["two classes are called 'a'"]),
+    ('class_names', lambda _: np.array(['a', 'b', '']), ["'' cannot name a class"]),
+    ('class_names', lambda _: np.array(['a', 'b', 'c\nd']), ['cannot name a class']),
+    ('class_names', lambda _: np.array([b'a', b'b', b'\xff']), ['cannot name a class']),
+    ('class_names', lambda _: np.array([['a', 'b', 'c']]), ['<U1[1, 3]']),
+    ('class_names', lambda _: np.array('abc'), ['<U3[]']),
+    ('class_names', lambda _: np.array([.1, .2, .3]), ['float64[3]']),
+    ('class_names', lambda _: np.array(['a', 'b', None]), ['allow_pickle=False']),
+    ('class_names', lambda _: np.array([], 'U1'), ['two or more classes']),
 ])
 def test_wrong_content(tmp_path, arrays, key, change, words):
-  path = save(tmp_path / 'set.npz', arrays, **{key: change(arrays[key])})
+  path = save(tmp_path / 'set.npz', arrays, **{key: change(arrays.get(key))})
   with pytest.raises(DataError) as error:
     data.load('npz', data_dir=path)
+  assert '\n' not in str(error.value)
   for word in [str(path), *words]:
     assert word in str(error.value)
+
+
+def values(*numbers, dtype=np.float32):
+  return np.resize(np.array(numbers, dtype), (24, 6, 5, 3))
+
+
+@pytest.mark.parametrize(('images', 'hint', 'white'), [
+    (values(0, .5, 1), 'np.round(image * 255).astype(np.uint8)', [0, 128, 255]),
+    (values(0, .5, 1, dtype=np.float16), 'np.round(image * 255)', [0, 128, 255]),
+    (values(-1, 0, 1), 'np.round((image + 1) * 127.5).astype(np.uint8)', [0, 128, 255]),
+    (values(0, 127.6, 255), 'np.round(image).astype(np.uint8)', [0, 128, 255]),
+    (values(0, 7, 255, dtype=np.int64), 'image.astype(np.uint8)', [0, 7, 255]),
+    (values(0, 7, 200, dtype=np.uint16), 'image.astype(np.uint8)', [0, 7, 200]),
+    (values(0, 1, dtype=bool), 'image.astype(np.uint8) * 255', [0, 255]),
+    (values(-2.1, .3, 2.6), 'undo the normalisation', None),
+    (values(0, 256.), 'undo the normalisation', None),
+    (values(0, 256, dtype=np.int32), 'scale them to 0..255', None),
+    (values(-1, 255, dtype=np.int16), 'scale them to 0..255', None),
+    (values(0, 65535, dtype=np.uint16), 'scale them to 0..255', None),
+    (values(0, np.nan), 'NaN or infinite', None),
+    (values(0, np.inf), 'NaN or infinite', None),
+    (values(-np.inf, 1), 'NaN or infinite', None),
+])
+def test_hint_gives_the_pixels_that_were_meant(tmp_path, arrays, images, hint, white):
+  path = save(tmp_path / 'set.npz', arrays, x_train=images)
+  with pytest.raises(DataError) as error:
+    data.load('npz', data_dir=path)
+  assert hint in str(error.value)
+  if white is not None:  # Doing what it says gives the same picture.
+    code = str(error.value).split(': ')[-1].removeprefix('stored as ').removeprefix(
+        'Black and white are stored as ').removesuffix(' changes none of them')
+    code = code.split('are stored as ')[-1]
+    pixels = eval(code, {'np': np, 'image': images})
+    assert pixels.dtype == np.uint8
+    assert pixels.ravel()[:len(white)].tolist() == white
+
+
+@pytest.mark.parametrize('shape', [
+    (4, 32, 32), (3, 32, 32), (1, 28, 28), (2, 16, 16), (4, 6, 5), (3, 64, 48),
+    (8, 32, 32), (16, 20, 20)])
+def test_channels_first_is_recognised(tmp_path, arrays, shape):
+  """RGBA, RGB, grey and more as [N, C, H, W] are never read as rows."""
+  images = np.random.default_rng(0).integers(0, 256, (24, *shape), np.uint8)
+  path = save(tmp_path / 'set.npz', arrays, x_train=images, x_test=images[:9])
+  with pytest.raises(DataError, match=r'looks like \[N, C, H, W\].*transpose'):
+    data.load('npz', data_dir=path)
+  back = images.transpose(0, 2, 3, 1)
+  path = save(tmp_path / 'set.npz', arrays, x_train=back, x_test=back[:9])
+  assert data.load('npz', data_dir=path).image_shape == back.shape[1:]
+
+
+@pytest.mark.parametrize('shape', [
+    (6, 5), (6, 5, 1), (6, 5, 2), (6, 5, 4), (4, 4, 4), (3, 4, 4), (5, 5, 5), (1, 9, 1),
+    (2, 2, 3), (32, 20, 10)])
+def test_other_shapes_are_taken_as_they_are(tmp_path, arrays, shape):
+  images = np.random.default_rng(0).integers(0, 256, (24, *shape), np.uint8)
+  path = save(tmp_path / 'set.npz', arrays, x_train=images, x_test=images[:9])
+  stored = data.load('npz', data_dir=path)
+  np.testing.assert_array_equal(stored.test.image.reshape(9, *shape), images[:9])
+
+
+@pytest.mark.parametrize('dtype', ['<i1', '>i2', '<i4', '>i8', '<u1', '>u2', '<u8'])
+def test_labels_of_any_integer_type(tmp_path, arrays, dtype):
+  path = save(tmp_path / 'set.npz', arrays, y_test=arrays['y_test'].astype(dtype),
+              y_train=np.asfortranarray(arrays['y_train'][:, None].astype(dtype)))
+  stored = data.load('npz', data_dir=path)
+  np.testing.assert_array_equal(stored.test.label, arrays['y_test'])
+  assert stored.test.label.dtype == np.int32
+
+
+@pytest.mark.parametrize('names', [
+    np.array(['cat', 'dog', 'cow']), np.array([b'cat', b'dog', b'cow'])])
+def test_names_as_text_or_bytes(tmp_path, arrays, names):
+  path = save(tmp_path / 'set.npz', arrays, class_names=names)
+  assert data.load('npz', data_dir=path).class_names == ('cat', 'dog', 'cow')
 
 
 def test_empty_splits(tmp_path, arrays):
