@@ -112,7 +112,8 @@ def _absent(path, reason) -> str:
   if isinstance(reason, ValueError):
     return f'is no path: {reason}'
   if isinstance(reason, FileNotFoundError):
-    return ('is a link that leads nowhere' if os.path.islink(path) else 'is not there')
+    return ('is a link that leads nowhere' if os.path.islink(path)
+            else 'is not there (no such file)')
   if isinstance(reason, PermissionError):
     return 'may not be read by this account'
   if isinstance(reason, NotADirectoryError):

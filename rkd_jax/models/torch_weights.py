@@ -15,11 +15,11 @@ biased variance. torch's momentum 0.1 is linen's 0.9.
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rkd_jax import untrusted
 from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.models import registry, weights
 
@@ -39,6 +39,7 @@ _LAYERS = {
 }
 _LAYERS['preact_resnet'] = _LAYERS['resnet']
 # The WideResNet of TRADES holds a copy of its first group that it never calls.
+_WRAPPERS = ('state_dict', 'model', 'net')  # Under which files keep a state dict.
 _UNUSED = r'sub_block1\..*|.*\.num_batches_tracked'
 
 
@@ -52,20 +53,26 @@ def read_torch(path: str | os.PathLike) -> dict[str, Any]:
     ConfigError: torch is not installed.
     CheckpointError: the file is missing, damaged, or holds anything but a state dict.
   """
+  untrusted.check_file(path, CheckpointError)
+  kind = untrusted.describe(path)
+  if kind and not kind.startswith(('a zip archive, such as', 'a Python pickle', 'a tar')):
+    how = ': read it with models.load' if kind == 'a safetensors file' else ''
+    raise CheckpointError(f'{path}: not a torch file: it is {kind}{how}')
   try:
     import torch
   except ImportError as error:
     raise ConfigError(
         'reading a torch file needs torch: install the CPU build of torch, or '
         'convert the file to safetensors elsewhere') from error
-  if not Path(path).is_file():
-    raise CheckpointError(f'{path}: no such file')
   try:
     state = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # torch raises a different kind for each damage.
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise CheckpointError(
-        f'{path}: not a torch file of plain tensors: {error}') from error
-  for key in ('state_dict', 'model', 'net'):
+        f'{path}: not a torch file of plain tensors: {line:.300}. A whole model that was '
+        'pickled is never unpickled, as it can run any program: load it where you trust '
+        'it, and store model.state_dict()') from error
+  for key in _WRAPPERS:
     if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
       state = state[key]
   if not isinstance(state, Mapping):
@@ -88,9 +95,11 @@ def from_torch(module_name: str, state_dict: Mapping[str, Any]) -> Any:
     images that the torch model was trained with is not part of it.
 
   Raises:
-    ConfigError: unknown network, or no torch names are known for it.
+    ConfigError: unknown network, no torch names are known for it, or anything but a
+      state dict, such as a path or a module.
     CheckpointError: as in `weights.load`, with the names used here.
   """
+  _check_state_dict(state_dict)
   registry.create(module_name, num_classes=2)  # Refuses unknown names.
   family = next((f for f in _LAYERS if module_name.startswith(f)), None)
   if family is None:
@@ -100,6 +109,26 @@ def from_torch(module_name: str, state_dict: Mapping[str, Any]) -> Any:
   arrays = rename(family, state_dict)
   source = f'torch weights for {module_name}'
   return weights.build(arrays, _template(module_name, arrays, source), source)
+
+
+def _check_state_dict(value):
+  if isinstance(value, (str, bytes, os.PathLike)):
+    raise ConfigError(
+        f'from_torch takes a state dict, got the path {os.fspath(value)!r}: give '
+        'models.read_torch(path)')
+  if hasattr(value, 'state_dict'):
+    raise ConfigError(f'from_torch takes a state dict, got a {type(value).__name__}: '
+                      'give its .state_dict()')
+  if not isinstance(value, Mapping):
+    raise ConfigError('from_torch takes a state dict {name: tensor}, got '
+                      f'{type(value).__name__}')
+  inner = next((key for key in _WRAPPERS if isinstance(value.get(key), Mapping)), None)
+  if inner is not None:
+    raise ConfigError(f'from_torch takes a state dict, got a dictionary that holds it '
+                      f'under {inner!r}: give that entry')
+  odd = [name for name in value if not isinstance(name, str)]
+  if odd:
+    raise ConfigError(f'the names of a state dict are text, got {odd[0]!r}')
 
 
 def rename(family: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -112,24 +141,30 @@ def rename(family: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
       so that the check against a network reports them.
 
   Raises:
-    CheckpointError: an entry is no tensor.
+    CheckpointError: an entry is no tensor, or two stand for one array.
   """
   arrays = {}
   for name, tensor in state_dict.items():
     name = name.removeprefix('module.')
     if not re.fullmatch(_UNUSED, name):
       path, array = _convert(name, _to_numpy(name, tensor), _LAYERS[family])
+      if path in arrays:
+        raise CheckpointError(f'two entries of the state dict stand for {path!r}, one of '
+                              f'them {name!r}; which one is meant?')
       arrays[path] = array
   return arrays
 
 
 def _to_numpy(name, tensor):
   if hasattr(tensor, 'detach'):
-    tensor = tensor.detach().cpu().float().numpy()
-  if not isinstance(tensor, np.ndarray):
+    try:
+      tensor = tensor.detach().cpu().float().numpy()
+    except Exception as error:  # Sparse, quantised and meta tensors have no array.
+      raise CheckpointError(f'{name!r} cannot become an array: {error}') from error
+  if not isinstance(tensor, np.ndarray) or tensor.dtype.kind not in 'fiub':
+    kind = getattr(tensor, 'dtype', None) or type(tensor).__name__
     raise CheckpointError(
-        f'{name!r} is a {type(tensor).__name__}, not a tensor; give the state '
-        'dict itself')
+        f'{name!r} is a {kind}, not a tensor of numbers; give the state dict itself')
   return np.asarray(tensor, np.float32)
 
 

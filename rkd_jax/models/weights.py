@@ -12,12 +12,13 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from rkd_jax import files
+from rkd_jax import files, untrusted
 from rkd_jax.errors import CheckpointError
 from rkd_jax.models.network import Network
 
 _DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16',
            'BF16': 'bfloat16', 'I64': 'int64', 'I32': 'int32'}
+_MOST_LINES = 200  # Of the differences that an error lists.
 
 
 class Spec(NamedTuple):
@@ -82,12 +83,11 @@ def load(path: str | os.PathLike, like: Any) -> Any:
 
   Raises:
     CheckpointError: no such file, not a safetensors file, a name missing,
-      unexpected, mis-shaped or of another dtype (all are listed), a value that
+      unexpected, mis-shaped or of another dtype (they are listed), a value that
       is NaN or infinite, or a negative variance.
   """
   path = Path(path)
-  if not path.is_file():
-    raise CheckpointError(f'{path}: no such file')
+  untrusted.check_file(path, CheckpointError)
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       found = {}
@@ -98,11 +98,23 @@ def load(path: str | os.PathLike, like: Any) -> Any:
       check_specs(found, like, path)
       arrays = {name: file.get_tensor(name) for name in found}
       files.check_tensors(path, arrays, file.metadata())
-  except (safetensors.SafetensorError, OSError) as error:
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise CheckpointError(
-        f'{path}: not a readable safetensors file ({error}); was it cut off, or '
-        'is it in another format?') from error
+        f'{path}: not a readable safetensors file ({line:.200}); {_advice(path)}'
+    ) from error
   return build(arrays, like, path)
+
+
+def _advice(path):
+  """What a file that is no safetensors file seems to be, and what to do."""
+  kind = untrusted.describe(path)
+  if kind.startswith('a zip archive') or 'pickle' in kind:
+    return (f'it is {kind}: read torch weights with models.read_torch and '
+            'models.from_torch, and store them with models.save')
+  if kind in ('', 'a safetensors file'):
+    return 'was it cut off, or is it in another format?'
+  return f'it is {kind}'
 
 
 def build(arrays: Mapping[str, np.ndarray], like: Any, source: Any) -> Any:
@@ -129,7 +141,7 @@ def check_specs(found: Mapping[str, Spec], like: Any, source: Any) -> None:
             for name, leaf in flatten(like).items()}
   problems = [f'missing {name} {spec}'
               for name, spec in wanted.items() if name not in found]
-  problems += [f'unexpected {name} {spec}'
+  problems += [f'unexpected {name if name.isprintable() else ascii(name)} {spec}'
                for name, spec in found.items() if name not in wanted]
   problems += [f'{name} is {found[name]}, wanted {spec}'
                for name, spec in wanted.items()
@@ -138,7 +150,8 @@ def check_specs(found: Mapping[str, Spec], like: Any, source: Any) -> None:
     raise CheckpointError(
         f'{source}: {len(problems)} of its arrays do not fit; is it another '
         'architecture, image shape or number of classes?\n  '
-        + '\n  '.join(problems))
+        + '\n  '.join(problems[:_MOST_LINES])
+        + (f'\n  and {len(problems) - _MOST_LINES} more' * (len(problems) > _MOST_LINES)))
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], source: Any) -> None:
