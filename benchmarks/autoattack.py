@@ -28,7 +28,7 @@ from rkd_jax import experiment, models
 from rkd_jax.evaluation import robustness
 from rkd_jax.models.network import Network
 from rkd_jax.stages import build
-from rkd_jax.stages.train import best_student
+from rkd_jax.stages.trained import best_student
 
 MODEL, SHAPE = 'cnn_16_32', (28, 28, 1)
 

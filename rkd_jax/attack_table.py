@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Collection
 from typing import Any
 
-from rkd_jax import comparison, experiment, files
+from rkd_jax import comparison, experiment, files, locks
 from rkd_jax import config as configuration
 from rkd_jax.evaluation import tables
 from rkd_jax.evaluation.ball import Ball
@@ -33,9 +33,14 @@ def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
   Raises:
     ConfigError: see `comparison.members` and `experiment.attack`.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.local_path(workdir, 'workdir')
   ball = Ball.of(config, norm, eps)
   runs = comparison.members(config, workdir, students)
+  with locks.hold(workdir):
+    return _run(config, workdir, name, ball, examples, runs, save_images, settings)
+
+
+def _run(config, workdir, name, ball, examples, runs, save_images, settings):
   records = {}
   for (student, _), folder in runs.items():
     table = _finished(folder / 'tables' / f'{name}{ball.suffix}.json', examples, settings)

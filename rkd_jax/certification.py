@@ -5,17 +5,16 @@ from collections.abc import Collection
 
 import numpy as np
 
-from rkd_jax import comparison, experiment, files
+from rkd_jax import comparison, experiment, files, locks
 from rkd_jax import config as configuration
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import tables
 from rkd_jax.report import faithfulness as figures
 from rkd_jax.report import provenance
 from rkd_jax.stages import certify as stage
-from rkd_jax.stages import evaluate
+from rkd_jax.stages import evaluate, trained
 from rkd_jax.stages import teachers as teacher_stage
 from rkd_jax.stages.certify import Settings
-from rkd_jax.stages.train import weights_file
 from rkd_jax.training import parallel
 from rkd_jax.training.progress import bar as progress_bar
 
@@ -47,16 +46,22 @@ def run(workdir: str | pathlib.Path, settings: Settings | None = None, *,
   """
   settings = settings or Settings()
   settings.check()
-  workdir = pathlib.Path(workdir)
+  workdir = files.local_path(workdir, 'workdir')
   config = configuration.read(workdir)
   given = teacher, teacher_weights, teacher_model
   runs = comparison.members(config, workdir, students)
   parallel.enable_compilation_cache()
+  with locks.hold(workdir):
+    return _run(workdir, config, settings, given, runs)
+
+
+def _run(workdir, config, settings, given, runs):
   records, curves = {}, {}
   with progress_bar(len(runs) * len(settings.eps) * settings.examples) as progress:
     for (name, seed), folder in runs.items():
       progress.stage(f'certify {name}, seed {seed}')
-      found, accuracies = _one(folder, settings, given, progress)
+      with locks.hold(folder):
+        found, accuracies = _one(folder, settings, given, progress)
       for eps, values in found.items():
         row = f'{name}, eps {eps}' if len(settings.eps) > 1 else name
         records.setdefault(row, []).append({**accuracies, **summary(values)})
@@ -99,18 +104,16 @@ def load(workdir: str | pathlib.Path, teacher: str = '', teacher_weights: str = 
 
   Arguments and errors as in `run`; both networks are `stages.teachers.Teacher`.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.local_path(workdir, 'workdir')
   config = configuration.read(workdir)
   if not (workdir / evaluate.DONE).exists():
     raise ConfigError(f'the run in {workdir} is not finished: continue it with the '
                       'command that started it')
   dataset = experiment.check(config)
+  configuration.claim_inputs(workdir, {'data': dataset.fingerprint})
   other = _teacher(config, workdir, dataset, teacher, teacher_weights, teacher_model)
-  spec = configuration.ConfigDict({
-      'run': '', 'model': config.model,
-      'weights': str(weights_file(workdir, 'student', 'best'))})
-  return config, dataset, other, teacher_stage.restore(
-      'student', spec, dataset, dtype='float32')
+  return config, dataset, other, teacher_stage.Teacher(
+      *trained.best_student(config, workdir, dataset, 'float32'))
 
 
 def _teacher(config, workdir, dataset, name, weights, model):

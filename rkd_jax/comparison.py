@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rkd_jax import config as configuration
-from rkd_jax import experiment, files
+from rkd_jax import experiment, files, locks
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import tables
 from rkd_jax.report import figures, provenance
@@ -30,7 +30,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
     ConfigError: no students are named, or see `experiment.run`.
   """
   config = configuration.resolve(config)
-  workdir = pathlib.Path(workdir)
+  workdir = files.local_path(workdir, 'workdir')
   if not config.compare.students:
     raise ConfigError('config.compare.students is empty: name each student '
                       'and what to change for it, ((name, {key: value}), ...)')
@@ -40,7 +40,14 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
               for plan in plans.values() for sub, _ in plan.values()}
   for sub in distinct.values():
     experiment.check_teachers(sub)
-  configuration.claim(workdir, config)
+  with locks.hold(workdir):
+    configuration.claim(workdir, config)
+    files.sweep(workdir)
+    return _write(config, workdir, _records(plans))
+
+
+def _records(plans):
+  """{row: {seed: values}} of all runs, which are made or continued."""
   parallel.enable_compilation_cache()
   total = sum(experiment.cost(sub) for plan in plans.values()
               for sub, _ in plan.values())
@@ -52,7 +59,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
         result = experiment.run_checked(sub, folder, progress)
         for row, values in _rows(name, result).items():
           records.setdefault(row, {})[seed] = values
-  return _write(config, workdir, records)
+  return records
 
 
 def members(config, workdir: pathlib.Path, students: Collection[str] = ()

@@ -14,6 +14,9 @@ from rkd_jax.errors import ConfigError
 # Stands in `teachers.*.run` for the directory of the run whose config it is.
 WORKDIR = '{workdir}'
 FILE = 'config.json'  # In the directory of a run.
+_REMEDY = ('put it back from a copy (the line "digest" may be deleted to take the file '
+           'as it is), or start over in another directory')
+INPUTS = 'inputs'  # In that file: digests of what the run was made from.
 
 # Below these keys a config holds part of the config of another run, or arguments
 # of a function, whose keys are checked where they are used.
@@ -274,9 +277,8 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     raise ConfigError(
         f'{workdir} holds no run ({FILE} is missing); --workdir is the directory that '
         '`rkd train` or `rkd compare` was given')
-  content = files.read_json(path, (
-      'put it back from a copy (the line "digest" may be deleted to take the file as it '
-      'is), or start over in another directory'))
+  content = files.read_json(path, _REMEDY)
+  content.pop(INPUTS, None)
   try:
     return resolve(content)
   except ConfigError as error:
@@ -299,3 +301,26 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
           'Use another --workdir, or delete that one to start over')
     return
   files.write_json(path, wanted)
+
+
+def claim_inputs(workdir: pathlib.Path, inputs: dict[str, str]) -> None:
+  """Notes digests of what a run is made from, or checks that they are what was noted.
+
+  Args:
+    workdir: Directory of the run, with its `config.json`.
+    inputs: {setting: digest of what it leads to}, such as {'data': ...}.
+
+  Raises:
+    ConfigError: Data or weights were exchanged since the run began.
+  """
+  path = workdir / FILE
+  content = files.read_json(path, _REMEDY)
+  noted = content.get(INPUTS, {})
+  changed = [name for name, digest in inputs.items() if noted.get(name, digest) != digest]
+  if changed:
+    names = ', '.join(f'config.{name}' for name in changed)
+    raise ConfigError(
+        f'{workdir}: the content behind {names} is not what this run began with: put the '
+        'old content back, or use another --workdir')
+  if not noted.keys() >= inputs.keys():
+    files.write_json(path, {**content, INPUTS: {**noted, **inputs}})

@@ -11,12 +11,12 @@ import pathlib
 from typing import Any
 
 from rkd_jax import config as configuration
-from rkd_jax import files
+from rkd_jax import files, locks
 from rkd_jax.errors import unknown_name
 from rkd_jax.report import figures
 from rkd_jax.stages import attack as attack_stage
 from rkd_jax.stages import backdoor as backdoor_stage
-from rkd_jax.stages import build
+from rkd_jax.stages import build, trained
 from rkd_jax.stages import check as stage_check
 from rkd_jax.stages import detect as detect_stage
 from rkd_jax.stages import detoxify as detox_stage
@@ -41,12 +41,12 @@ def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd') -> dict:
     ConfigError: a setting is wrong, or `workdir` is of another config.
     DataError, CheckpointError, NonFiniteError: see there.
   """
-  config = configuration.resolve(config)
+  config, workdir = configuration.resolve(config), files.local_path(workdir, 'workdir')
   check(config)
   check_teachers(config)
   parallel.enable_compilation_cache()
   with progress_bar(cost(config)) as progress:
-    return run_checked(config, pathlib.Path(workdir), progress)
+    return run_checked(config, workdir, progress)
 
 
 def run_checked(config, workdir: pathlib.Path, progress) -> dict:
@@ -54,7 +54,13 @@ def run_checked(config, workdir: pathlib.Path, progress) -> dict:
 
   It advances the bar `progress` by `cost(config)`.
   """
-  configuration.claim(workdir, config)
+  with locks.hold(workdir):
+    configuration.claim(workdir, config)
+    files.sweep(workdir)
+    return _run(config, workdir, progress)
+
+
+def _run(config, workdir, progress):
   for name in dict.fromkeys(teacher_names(config).values()):
     if is_trained(config.teachers[name]):
       run_checked(teacher_config(config, name), _folder(workdir, name), progress)
@@ -70,13 +76,13 @@ def run_checked(config, workdir: pathlib.Path, progress) -> dict:
       start=backdoor_stage.start_weights(config, dataset, source))
   if backdoor is None:  # A method may have made one.
     backdoor = backdoor_stage.known(workdir / backdoor_stage.FOLDER, dataset)
-  path = workdir / evaluation_stage.DONE
-  results = files.stored_json(path)
-  if results is not None:
-    return results
-  results = evaluation_stage.evaluate(
-      config, workdir, dataset, teachers, progress, backdoor)
-  figures.draw_run(workdir)
+  results = evaluation_stage.kept(workdir)
+  drawn = results is not None and figures.is_whole(workdir / figures.TRAINING)
+  if results is None:
+    results = evaluation_stage.evaluate(
+        config, workdir, dataset, teachers, progress, backdoor)
+  if not drawn:
+    figures.draw_run(workdir)
   return results
 
 
@@ -86,11 +92,8 @@ def evaluate(config: Any, workdir: str | pathlib.Path) -> dict:
   Raises:
     ConfigError: the run's training is not finished.
   """
-  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
-  _check_trained(workdir)
-  dataset = check(config)
-  parallel.enable_compilation_cache()
-  with progress_bar() as progress:
+  config, workdir, dataset = _finished(config, workdir)
+  with locks.hold(workdir), progress_bar() as progress:
     return evaluation_stage.evaluate(
         config, workdir, dataset, _restore(config, workdir, dataset, progress),
         progress, backdoor_stage.known(workdir / backdoor_stage.FOLDER, dataset))
@@ -120,7 +123,7 @@ def attack(config: Any, workdir: str | pathlib.Path, name: str, *, examples: int
   if name not in attack_stage.NAMES:
     raise unknown_name('attack', name, attack_stage.NAMES)
   config, workdir, dataset = _finished(config, workdir, examples)
-  with progress_bar() as progress:
+  with locks.hold(workdir), progress_bar() as progress:
     return attack_stage.attack(
         config, workdir, dataset, name, examples, save_images, progress, norm=norm,
         eps=eps, **settings)
@@ -140,23 +143,24 @@ def detect(config: Any, workdir: str | pathlib.Path, *, examples: int = 1000,
     ConfigError: the run's training is not finished, or `examples` is negative.
   """
   config, workdir, dataset = _finished(config, workdir, examples)
-  with progress_bar() as progress:
+  with locks.hold(workdir), progress_bar() as progress:
     return detect_stage.detect(config, workdir, dataset, examples, progress, **settings)
 
 
-def _finished(config, workdir, examples):
+def _finished(config, workdir, examples=0):
   """(config, workdir, data set) of a trained run, of which `examples` are wanted."""
   if examples < 0:
     raise configuration.ConfigError(f'examples must be >= 0 (0: all), got {examples}')
-  config, workdir = configuration.resolve(config), pathlib.Path(workdir)
+  config, workdir = configuration.resolve(config), files.local_path(workdir, 'workdir')
   _check_trained(workdir)
   dataset = check(config)
+  configuration.claim_inputs(workdir, {'data': dataset.fingerprint})
   parallel.enable_compilation_cache()
   return config, workdir, dataset
 
 
 def _check_trained(workdir):
-  if not (workdir / training_stage.DONE).exists():
+  if not (workdir / trained.DONE).exists():
     raise configuration.ConfigError(
         f'the training in {workdir} is not finished: continue it with the '
         '`rkd train` command that started it')
@@ -229,6 +233,9 @@ def _restore(config, workdir, dataset, progress) -> dict[str, Teacher]:
   """
   found = {role: restore_teacher(config, workdir, dataset, name)
            for role, name in teacher_names(config).items()}
+  configuration.claim_inputs(workdir, {'data': dataset.fingerprint} | {
+      f'teachers.{name}': found[role].fingerprint
+      for role, name in teacher_names(config).items()})
   if config.detox.method:
     for role, name in teacher_names(config).items():
       if name == config.detox.teacher:

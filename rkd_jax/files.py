@@ -40,7 +40,7 @@ def local_path(value: str | os.PathLike, what: str) -> pathlib.Path:
       `~` stands for a home directory that does not exist.
   """
   text = os.fspath(value)
-  scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]*):/', text)
+  scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]+):/', text)
   if scheme:
     raise ConfigError(
         f'{what} is {text!r}, but {scheme[1]}: addresses are not supported: give a '
@@ -95,6 +95,11 @@ def _advice(error: OSError) -> str:
   if isinstance(error, PermissionError) or error.errno == errno.EROFS:
     return f'{reason}; choose a directory that you may write to'
   return reason
+
+
+def open_lock(path: str | os.PathLike) -> int:
+  """Descriptor of a lock file, made if absent; its content stays as it is."""
+  return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def write(path: str | os.PathLike, content: bytes) -> None:
@@ -194,7 +199,7 @@ def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
   except FileNotFoundError as error:
     raise CheckpointError(f'{path}: no such file: {remedy}') from error
   except (ValueError, RecursionError, OSError) as error:
-    raise CheckpointError(f'{path}: damaged ({_first_line(error)}): {remedy}') from error
+    raise CheckpointError(f'{path}: damaged ({first_line(error)}): {remedy}') from error
 
 
 def stored_json(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -252,7 +257,25 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
       raise ValueError('its content does not match its digest')
     return arrays
   except Exception as error:  # A broken zip raises almost anything.
-    raise CheckpointError(f'{path}: damaged ({_first_line(error)})') from error
+    raise CheckpointError(f'{path}: damaged ({first_line(error)})') from error
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Arrays of a safetensors file whose names and shapes need no check.
+
+  Raises:
+    CheckpointError: The file is absent or damaged.
+  """
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}
+      metadata = file.metadata()
+  except FileNotFoundError as error:
+    raise CheckpointError(f'{path}: no such file') from error
+  except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+    raise CheckpointError(f'{path}: damaged ({first_line(error)})') from error
+  check_tensors(path, arrays, metadata)
+  return arrays
 
 
 def check_tensors(path: str | os.PathLike, arrays: dict[str, np.ndarray],
@@ -267,7 +290,8 @@ def check_tensors(path: str | os.PathLike, arrays: dict[str, np.ndarray],
     raise CheckpointError(f'{path}: damaged (its content does not match its digest)')
 
 
-def _first_line(error) -> str:
+def first_line(error: BaseException) -> str:
+  """First line of an error's message, or its type where it has none."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -77,7 +77,7 @@ def run(workdir: str | pathlib.Path = 'runs/quickstart') -> dict:
     The content of `report.json`: that of `tables/comparison.json`, that of
     `tables/faithfulness.json` as 'faithfulness', and the backdoor's rows as 'backdoor'.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.local_path(workdir, 'workdir')
   began = time.perf_counter()
   print('Handwritten digits: 2 teachers, 5 students, attacks on each and bounds on two; '
         'a poisoned\nteacher and 4 students of it (about a minute and a half).')

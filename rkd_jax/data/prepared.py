@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rkd_jax import untrusted
+from rkd_jax import files, untrusted
 from rkd_jax.data import cache, download, images, tfds_files
 from rkd_jax.data.checks import allocate, make_split, make_stored
 from rkd_jax.data.dataset import Stored
@@ -53,7 +53,7 @@ def read(name: str, data_dir: pathlib.Path | None) -> Stored:
 def default_dir() -> pathlib.Path:
   """TFDS' own default: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
   chosen = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return pathlib.Path(chosen).expanduser()
+  return files.local_path(chosen, 'data_dir')
 
 
 def _newest(folder: pathlib.Path) -> str | None:

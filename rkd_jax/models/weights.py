@@ -69,6 +69,11 @@ def save(path: str | os.PathLike, variables: Any) -> None:
   files.write_tensors(path, arrays)
 
 
+def fingerprint(variables: Any) -> str:
+  """SHA-256 of names, dtypes, shapes and values of variables, in hexadecimal."""
+  return files.digest_arrays(flatten(jax.device_get(variables)))
+
+
 def load(path: str | os.PathLike, like: Any) -> Any:
   """Variables from a safetensors file, if they are exactly those expected.
 

@@ -3,6 +3,7 @@
 import pathlib
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rkd_jax import files
 from rkd_jax.training import metrics as metrics_lib
@@ -10,6 +11,8 @@ from rkd_jax.training import metrics as metrics_lib
 # Colour-blind safe (Okabe and Ito), in the order in which they are used.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
            '#000000')
+
+TRAINING = pathlib.Path('figures', 'training.png')
 
 
 def draw_run(workdir: pathlib.Path) -> pathlib.Path:
@@ -41,7 +44,7 @@ def draw_run(workdir: pathlib.Path) -> pathlib.Path:
            ylabel='accuracy (%)', ylim=(0, 105))
   test.set_xticks(range(len(names)), names, rotation=30, ha='right',
                   rotation_mode='anchor')
-  return save(figure, workdir / 'figures' / 'training.png')
+  return save(figure, workdir / TRAINING)
 
 
 def _lines(axes, epochs, rows, key, label, scale=1.0):
@@ -86,6 +89,18 @@ def draw_comparison(content: dict, path: pathlib.Path) -> pathlib.Path:
 
 def _wrap(name: str) -> str:
   return name.replace(' ', '\n', 2)
+
+
+def is_whole(path: pathlib.Path) -> bool:
+  """Whether a picture is there and undamaged, by the checksums of PNG."""
+  try:
+    with Image.open(path) as image:
+      image.verify()
+    with Image.open(path) as image:  # The data, which `verify` leaves unread.
+      image.load()
+  except Exception:  # Pillow raises almost anything.
+    return False
+  return True
 
 
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:

@@ -1,7 +1,6 @@
 """The stage of `rkd evaluate --attack`: a finished student against AutoAttack."""
 
 import dataclasses
-import hashlib
 import pathlib
 import shutil
 import warnings
@@ -14,9 +13,10 @@ from rkd_jax import files
 from rkd_jax.errors import CheckpointError, unknown_name
 from rkd_jax.evaluation import robustness
 from rkd_jax.evaluation.ball import Ball
+from rkd_jax.models import weights
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
-from rkd_jax.stages.train import best_student
+from rkd_jax.stages.trained import best_student
 from rkd_jax.training import parallel, rng
 
 NAMES = tuple(robustness.AUTOATTACK)
@@ -90,7 +90,7 @@ def attack(config, workdir: pathlib.Path, dataset, name: str, examples: int,
       key=jax.random.fold_in(rng.stream(config.seed, 'evaluate'), len(name)),
       batch_size=min(config.evaluation.batch_size, len(split)),
       mesh=parallel.make_mesh(config.devices),
-      store=BatchFolder(partial / _fingerprint(variables)),
+      store=BatchFolder(partial / weights.fingerprint(variables)[:16]),
       progress=lambda stage, done, total, share: progress.detail(
           f'{stage} {done}/{total}, robust {share:.1%}'), **settings)
   progress.detail('')
@@ -115,10 +115,3 @@ def _save(path, result, split):
   files.write_arrays(path, {
       'image': result.images[broken], 'label': split.label[broken],
       'index': np.flatnonzero(broken)})
-
-
-def _fingerprint(variables) -> str:
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(variables):
-    digest.update(np.asarray(leaf).tobytes())
-  return digest.hexdigest()[:16]

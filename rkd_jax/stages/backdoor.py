@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pathlib
+import warnings
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
   if not settings.trigger:
     return dataset, None
   folder = workdir / FOLDER
-  if not (folder / 'trigger.json').exists():
+  if not is_whole(folder):
     used = _make(config, dataset, source, _options(settings, 'test_'))
     trigger_files.save(folder, used, {'mode': settings.mode})
   backdoor = known(folder, dataset)
@@ -133,6 +134,15 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
   return dataclasses.replace(dataset, train=poisoned.split), backdoor
 
 
+def is_whole(folder: pathlib.Path) -> bool:
+  """Whether a trigger is kept in a directory; a damaged one is named in a warning."""
+  try:
+    return (folder / 'trigger.json').exists() and bool(trigger_files.load(folder))
+  except CheckpointError as error:
+    warnings.warn(f'{error}', stacklevel=2)
+    return False
+
+
 def start_weights(config, dataset: data.Dataset, source) -> Variables | None:
   """The weights that poisoned training starts from; None for fresh ones."""
   start = config.backdoor.start
@@ -141,6 +151,7 @@ def start_weights(config, dataset: data.Dataset, source) -> Variables | None:
   if start == 'source':
     return source[1]
   network = build.make_network(config.model, dataset, config.dtype)
+  start = files.local_path(start, 'config.backdoor.start')
   return weights.load(start, weights.template(network.module, dataset.image_shape))
 
 

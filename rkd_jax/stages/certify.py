@@ -1,7 +1,6 @@
 """The certification stage: a finished student against its teacher, example by example."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 
@@ -13,6 +12,7 @@ from rkd_jax import bounds, faithfulness, files
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.errors import ConfigError, RkdError, unknown_name
 from rkd_jax.faithfulness import certified
+from rkd_jax.models import weights
 from rkd_jax.stages.teachers import Teacher
 from rkd_jax.training import rng
 
@@ -61,8 +61,8 @@ def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
   """{eps: {what: value of each example}}; continues what was interrupted.
 
   Every finished batch is a line of `tables/faithfulness.partial.jsonl`, found again by
-  its settings and the weights of both networks. It advances the bar by one for each
-  example and radius.
+  its settings, the weights of both networks and the images. It advances the bar by one
+  for each example and radius.
 
   Raises:
     ConfigError: no example is classified correctly by the teacher.
@@ -72,7 +72,9 @@ def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
   images, labels = first_right(config, dataset, teacher, settings.examples)
   path = workdir / PARTIAL
   known = _read(path)
-  who = _fingerprint(teacher.variables, student.variables)
+  who = files.digest([
+      weights.fingerprint(teacher.variables), weights.fingerprint(student.variables),
+      files.digest_arrays({'image': images, 'label': labels})])[:16]
   compiled, found = Compiled(), {}
   for eps in settings.eps:
     parts = []
@@ -90,13 +92,6 @@ def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
     found[str(eps)] = {name: sum((part[name] for part in parts), [])
                        for name in parts[0]}
   return found
-
-
-def _fingerprint(*trees) -> str:
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(trees):
-    digest.update(np.asarray(leaf).tobytes())
-  return digest.hexdigest()[:16]
 
 
 def _read(path):

@@ -8,7 +8,7 @@ from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models.taps import with_features
 from rkd_jax.report import provenance
 from rkd_jax.stages import build
-from rkd_jax.stages.train import best_student
+from rkd_jax.stages.trained import best_student
 
 TABLE = pathlib.Path('tables', 'detect.json')
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from rkd_jax import data, detox, files
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.errors import CheckpointError, ConfigError, unknown_name
 from rkd_jax.evaluation import robustness
 from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models import masked, weights
@@ -56,9 +56,10 @@ def detoxify(config, workdir: pathlib.Path, dataset: data.Dataset, teacher, prog
   Returns:
     A `Teacher` that any method can learn from, its known backdoor included.
   """
-  if (workdir / DONE).exists():
-    network, variables = _load(workdir, dataset, teacher)
-    return dataclasses.replace(teacher, network=network, variables=variables)
+  inputs = {'data': dataset.fingerprint, 'teacher': teacher.fingerprint}
+  kept = _kept(workdir, dataset, teacher, inputs)
+  if kept is not None:
+    return kept
   settings = config.detox
   progress.stage(f'detox {settings.method}')
   split = clean_part(dataset, settings.share)
@@ -73,7 +74,8 @@ def detoxify(config, workdir: pathlib.Path, dataset: data.Dataset, teacher, prog
   files.write_json(workdir / DONE, {
       'method': settings.method, 'examples': len(split), 'seconds': round(seconds, 2),
       'masked': _shapes(network, variables),
-      'teacher': {'before': before, 'after': after}, **provenance.describe()})
+      'teacher': {'before': before, 'after': after}, 'inputs': inputs,
+      'weights': weights.fingerprint(variables), **provenance.describe()})
   was, now = (of['clean']['accuracy'] for of in (before, after))
   if was - now > _COSTS:
     warnings.warn(
@@ -116,10 +118,26 @@ def _shapes(network, variables):
       for name, found in variables[masked.COLLECTION].items()}}
 
 
-def _load(workdir, dataset, teacher):
+def _kept(workdir, dataset, teacher, inputs):
+  """The teacher that was made before; None, with a warning, if it cannot be trusted."""
+  record = files.stored_json(workdir / DONE)
+  if record is None:
+    return None
+  try:
+    if record.get('inputs', inputs) != inputs:
+      raise CheckpointError(
+          f'{workdir / WEIGHTS}: made from other data or another teacher')
+    network, variables = _load(workdir, dataset, teacher, record['masked'])
+    if record.get('weights') not in (None, weights.fingerprint(variables)):
+      raise CheckpointError(f'{workdir / WEIGHTS}: not the weights that the run wrote')
+  except CheckpointError as error:
+    warnings.warn(f'{error}: the teacher is detoxified again', stacklevel=3)
+    return None
+  return dataclasses.replace(teacher, network=network, variables=variables)
+
+
+def _load(workdir, dataset, teacher, meta):
   """(network, variables) as they were written."""
-  meta = files.read_json(
-      workdir / DONE, 'delete it, and the same command makes it again')['masked']
   network = teacher.network
   like = weights.template(network.module, dataset.image_shape)
   if meta is not None:

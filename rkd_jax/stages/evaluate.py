@@ -2,17 +2,16 @@
 
 import functools
 import pathlib
+import warnings
 from collections.abc import Mapping
 
 from rkd_jax import files
 from rkd_jax.evaluation import robustness
 from rkd_jax.models import weights
 from rkd_jax.report import provenance
-from rkd_jax.stages import build
+from rkd_jax.stages import build, trained
 from rkd_jax.stages.backdoor import Backdoor
 from rkd_jax.stages.teachers import Teacher
-from rkd_jax.stages.train import DONE as TRAINED
-from rkd_jax.stages.train import weights_file
 from rkd_jax.training import rng
 
 DONE = pathlib.Path('tables', 'evaluation.json')
@@ -30,8 +29,7 @@ def evaluate(config, workdir: pathlib.Path, dataset,
   that the method retrained: its own white-box robustness before and after.
   """
   progress.stage(f'evaluate {config.method}')
-  training = files.read_json(
-      workdir / TRAINED, 'the command that started the run makes it again')
+  training = trained.record(workdir)
   split = build.first(dataset.test, config.evaluation.examples)
   check = functools.partial(
       robustness.evaluate, split=split,
@@ -49,6 +47,18 @@ def evaluate(config, workdir: pathlib.Path, dataset,
       **provenance.describe()}
   progress.detail('')
   files.write_json(workdir / DONE, results)
+  return results
+
+
+def kept(workdir: pathlib.Path) -> dict | None:
+  """The table of an earlier evaluation of the same weights; None if there is none."""
+  results = files.stored_json(workdir / DONE)
+  if results is None:
+    return None
+  was, now = (of.get('weights') for of in (results['training'], trained.record(workdir)))
+  if was not in (None, now):
+    warnings.warn(f'{workdir / DONE}: of other weights: made again', stacklevel=2)
+    return None
   return results
 
 
@@ -77,7 +87,7 @@ def _students(config, workdir, dataset, teachers, training, check):
 
   def attacked(when):
     return check(
-        student, weights.load(weights_file(workdir, 'student', when), template),
+        student, trained.load(workdir, 'student', when, template),
         specs=specs, source=source and (source.network, source.variables))
 
   best = attacked('best')
@@ -91,9 +101,8 @@ def _retrained(config, workdir, teachers, check):
       _attacks(config, transfer=False), config.attack)
   found = {}
   for role, teacher in teachers.items():
-    file = weights_file(workdir, role, 'last')
-    if file.exists():
-      after = weights.load(file, teacher.variables)
+    if trained.weights_file(workdir, role, 'last').exists():
+      after = trained.load(workdir, role, 'last', teacher.variables)
       found[role] = {
           'before': check(teacher.network, teacher.variables, specs=specs),
           'after': check(teacher.network, after, specs=specs)}

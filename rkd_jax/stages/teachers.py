@@ -1,15 +1,17 @@
 """Teachers: networks with the weights of a finished run or of a file."""
 
 import dataclasses
-import pathlib
+
+import jax
+import numpy as np
 
 from rkd_jax import config as configuration
-from rkd_jax import data
+from rkd_jax import data, files
 from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.models import weights
 from rkd_jax.models.network import Network, Variables
 from rkd_jax.stages import backdoor as backdoor_stage
-from rkd_jax.stages import build
+from rkd_jax.stages import build, trained
 from rkd_jax.stages.backdoor import Backdoor
 
 
@@ -20,6 +22,15 @@ class Teacher:
   network: Network
   variables: Variables
   backdoor: Backdoor | None = None  # What it was poisoned with, if that is known.
+
+  @property
+  def fingerprint(self) -> str:
+    """Digest of its weights and of the backdoor."""
+    trigger = {} if self.backdoor is None else {
+        str(i): np.asarray(leaf)
+        for i, leaf in enumerate(jax.tree.leaves(self.backdoor.trigger))}
+    return files.digest([weights.fingerprint(self.variables),
+                         files.digest_arrays(trigger)])
 
 
 def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
@@ -43,8 +54,8 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
         f'config.teachers.{name}.run (directory of a finished run), .weights '
         '(safetensors file) and .overrides (what to change to train it)')
   if spec.run:
-    folder = pathlib.Path(spec.run)
-    file = folder / 'weights' / 'student-best.safetensors'
+    folder = files.local_path(spec.run, f'config.teachers.{name}.run')
+    file = trained.weights_file(folder, 'student', 'best')
     if not file.is_file():
       raise CheckpointError(
           f'config.teachers.{name}.run = {spec.run}: no finished run there '
@@ -52,12 +63,16 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
           'command')
     model = configuration.read(folder).model
   else:
-    file, model = pathlib.Path(spec.weights), spec.model
+    file = files.local_path(spec.weights, f'config.teachers.{name}.weights')
+    model = spec.model
     if not model:
       raise ConfigError(f'config.teachers.{name}.weights needs '
                         f'config.teachers.{name}.model, for example resnet18')
   network = build.make_network(model, dataset, dtype)
-  trigger = folder / 'backdoor' if spec.run else spec.get('trigger', '')
-  return Teacher(
-      network, weights.load(file, weights.template(network.module, dataset.image_shape)),
-      backdoor_stage.known(trigger, dataset) if trigger else None)
+  trigger = folder / 'backdoor' if spec.run else spec.get('trigger', '') and (
+      files.local_path(spec.trigger, f'config.teachers.{name}.trigger'))
+  template = weights.template(network.module, dataset.image_shape)
+  variables = (trained.load(folder, 'student', 'best', template) if spec.run
+               else weights.load(file, template))
+  return Teacher(network, variables,
+                 backdoor_stage.known(trigger, dataset) if trigger else None)

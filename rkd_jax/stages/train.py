@@ -1,50 +1,40 @@
 """The training stage: one student to the end of its epochs, or what is left."""
 
+import contextlib
 import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
 
-from rkd_jax import files
+from rkd_jax import files, signals
 from rkd_jax.data import augment
 from rkd_jax.distill.method import Attachment, Batch, Method
 from rkd_jax.evaluation import robustness
 from rkd_jax.models import weights
 from rkd_jax.models.network import BoundNetwork
 from rkd_jax.report import provenance
-from rkd_jax.stages import backdoor, build
+from rkd_jax.stages import backdoor, build, trained
 from rkd_jax.stages.teachers import Teacher
 from rkd_jax.training import loop, parallel, rng, step
 from rkd_jax.training import state as state_lib
 from rkd_jax.training.checkpoint import SCORE, Checkpoints
 from rkd_jax.training.metrics import MetricsLog
 
-DONE = pathlib.Path('tables', 'training.json')
-
-
-def weights_file(workdir: pathlib.Path, who: str, when: str) -> pathlib.Path:
-  """File of the weights of 'student' or a retrained role, 'best' or 'last'."""
-  return workdir / 'weights' / f'{who}-{when}.safetensors'
-
-
-def best_student(config, workdir: pathlib.Path, dataset):
-  """(network, variables) of a finished run's student at its best."""
-  student = build.make_network(config.model, dataset, config.dtype)
-  return student, weights.load(weights_file(workdir, 'student', 'best'),
-                               weights.template(student.module, dataset.image_shape))
-
 
 def train(config, workdir: pathlib.Path, dataset,
           teachers: Mapping[str, Teacher], progress, start=None) -> None:
   """Trains the student and writes its weights; nothing if that was done.
 
+  Weights that are damaged or gone are written again, from the checkpoints.
+
   `start`: variables to begin with in place of fresh ones.
   """
   progress.stage(f'{config.method} {config.model}')
-  if (workdir / DONE).exists():
+  method = build.make_method(config)
+  if trained.is_whole(workdir) and (
+      method.crafted is None or backdoor.is_whole(workdir / backdoor.FOLDER)):
     progress.advance(build.training_passes(config))
     return
-  method = build.make_method(config)
   mesh = parallel.make_mesh(config.devices)
   parallel.check_batch_size(config.train.batch_size, mesh)
   student = build.make_network(config.model, dataset, config.dtype)
@@ -113,33 +103,36 @@ def _compiler(config, method, student, teachers, tx, mesh) -> Callable:
 
 
 def _fit(workdir, plan, state, method, detach, progress) -> None:
-  checkpoints = Checkpoints(workdir / 'checkpoints')
-  if checkpoints.latest is not None:
-    state = checkpoints.restore(state)
-  start = int(state.step)
-  log = MetricsLog(workdir, step=start)
-  began = time.perf_counter()
-  state = loop.fit(state, plan, checkpoints, log, progress)
-  seconds = time.perf_counter() - began
-  best = checkpoints.best
-  _export(workdir, 'last', state, method, detach)
-  _export(workdir, 'best', checkpoints.restore(state, best), method, detach)
-  checkpoints.close()
-  log.close()
-  files.write_json(workdir / DONE, {
-      'best_step': best, 'last_step': plan.epochs * plan.steps_per_epoch,
-      'steps_per_epoch': plan.steps_per_epoch,
-      'train_examples': len(plan.data['label']),
-      'seconds': round(seconds, 2), 'seconds_from_step': start,
-      **provenance.describe()})
+  with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
+    state, begun = checkpoints.resume(state) or (state, None)
+    start = int(state.step)
+    began = time.perf_counter()
+    with (contextlib.closing(MetricsLog(workdir, step=start)) as log,
+          signals.deferred()):
+      state = loop.fit(state, plan, checkpoints, log, progress, begun)
+    seconds = time.perf_counter() - began
+    best = checkpoints.best
+    written = _export(workdir, 'last', state, method, detach)
+    written |= _export(workdir, 'best', checkpoints.restore(state, best), method, detach)
+  done = files.stored_json(workdir / trained.DONE)
+  if done is None or done.get('weights') != written:
+    files.write_json(workdir / trained.DONE, {
+        'best_step': best, 'last_step': plan.epochs * plan.steps_per_epoch,
+        'steps_per_epoch': plan.steps_per_epoch,
+        'train_examples': len(plan.data['label']),
+        'seconds': round(seconds, 2), 'seconds_from_step': start,
+        'weights': written, **provenance.describe()})
 
 
-def _export(workdir, when, state, method: Method, detach) -> None:
-  weights.save(weights_file(workdir, 'student', when), detach(state.judged))
-  for role, variables in method.retrained(state.memory).items():
-    weights.save(weights_file(workdir, role, when), variables)
+def _export(workdir, when, state, method: Method, detach) -> dict[str, str]:
+  """Writes the weights of a state; {name of the file: digest}."""
+  of = {'student': detach(state.judged), **method.retrained(state.memory)}
+  for who, variables in of.items():
+    weights.save(trained.weights_file(workdir, who, when), variables)
   if method.crafted is not None and when == 'best':
     backdoor.keep(workdir, method.name, method.crafted(state.memory))
+  return {f'{who}-{when}': weights.fingerprint(variables)
+          for who, variables in of.items()}
 
 
 def _validator(config, method, student, teachers, dataset) -> Callable:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rkd_jax import signals
 from rkd_jax.data import batches
 from rkd_jax.errors import NonFiniteError
 from rkd_jax.training.checkpoint import SCORE, Checkpoints
@@ -61,20 +62,29 @@ def chunk_length(steps: int, most: int) -> int:
 
 
 def fit(state: TrainState, plan: Plan, checkpoints: Checkpoints,
-        log: MetricsLog, progress: Progress) -> TrainState:
+        log: MetricsLog, progress: Progress, begun: dict | None = None) -> TrainState:
   """Trains from `state.step` to the end of the plan.
 
-  `state` must be at the end of an epoch, as checkpoints are; it is donated.
+  Args:
+    state: a fresh one or that of a checkpoint; it is donated.
+    plan: see there.
+    checkpoints: where to; one more is written when the process is asked to stop.
+    log: gets a line an epoch.
+    progress: advances by the cost of every step.
+    begun: what `Checkpoints.resume` returned with the state.
 
   Raises:
     NonFiniteError: a loss or gradient was NaN or infinite; the checkpoints of
       the epochs before are in place.
+    Interrupted: the process was asked to stop, and the checkpoint is written.
   """
   start = int(state.step) // plan.steps_per_epoch
-  progress.advance(start * plan.steps_per_epoch * plan.step_passes)
+  progress.advance(int(state.step) * plan.step_passes)
+  rows = _from_json(begun)
   for epoch in range(start, plan.epochs):
-    began = time.perf_counter()
-    state, means = _train_epoch(state, plan, epoch, checkpoints, progress)
+    began, first = time.perf_counter(), int(state.step)
+    state, means = _train_epoch(state, plan, epoch, checkpoints, progress, rows)
+    rows = []
     seconds = time.perf_counter() - began
     done = epoch + 1
     step = done * plan.steps_per_epoch
@@ -87,21 +97,28 @@ def fit(state: TrainState, plan: Plan, checkpoints: Checkpoints,
         **{f'validation/{name}': value
            for name, value in (validated or {}).items()},
         'images_per_second': round(
-            plan.steps_per_epoch * plan.batch_size / seconds, 1)})
+            (done * plan.steps_per_epoch - first) * plan.batch_size / seconds, 1)})
     if validated or done % plan.checkpoint_every == 0:
       checkpoints.save(state, validated and {SCORE: validated[SCORE]})
   checkpoints.wait()
   return state
 
 
-def _train_epoch(state, plan, epoch, checkpoints, progress):
-  """One epoch: (state, {metric: mean over its steps})."""
+def _train_epoch(state, plan, epoch, checkpoints, progress, rows):
+  """What is left of one epoch: (state, {metric: mean over its steps}).
+
+  `rows` holds metrics [K] of the scans of this epoch that the state went through.
+  """
   order = batches.epoch_order(
       plan.order_key, epoch, len(plan.data['label']), plan.batch_size)
   length = chunk_length(len(order), plan.scan_steps)
   scan = plan.scan_at(epoch)
-  rows, pending = [], None
-  for begin in range(0, len(order), length):
+  pending = None
+  for begin in range(int(state.step) % len(order), len(order), length):
+    if signals.pending():
+      if pending is not None:
+        rows.append(_fetch(pending, epoch * len(order), rows, checkpoints))
+      _stop(state, epoch * len(order) + begin, rows, checkpoints)
     state, metrics = scan(
         state, plan.frozen, plan.data, order[begin:begin + length])
     # The scan before this one is fetched only now, so that the device never
@@ -114,6 +131,29 @@ def _train_epoch(state, plan, epoch, checkpoints, progress):
   progress.advance(length * plan.step_passes)
   return state, {name: float(np.mean(np.concatenate([r[name] for r in rows])))
                  for name in rows[0]}
+
+
+def _stop(state, step, rows, checkpoints):
+  """Leaves a checkpoint inside an epoch, with its metrics so far."""
+  checkpoints.wait()
+  if step and step != checkpoints.latest:
+    checkpoints.save(state, None, _to_json(rows))
+    checkpoints.wait()
+  signals.stop()
+
+
+def _to_json(rows) -> dict:
+  """{metric: [dtype, values]} of an epoch's scans, without a rounding."""
+  if not rows:
+    return {}
+  joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+  return {name: [str(values.dtype), values.tolist()] for name, values in joined.items()}
+
+
+def _from_json(begun) -> list[dict]:
+  """The rows behind `_to_json`, as one."""
+  return [{name: np.asarray(values, dtype)
+           for name, (dtype, values) in begun.items()}] if begun else []
 
 
 def _fetch(metrics, first_step, rows, checkpoints):

@@ -1,13 +1,14 @@
 """The one place that compiles: jit, donation, meshes, compiler options."""
 
 import os
-import pathlib
+import warnings
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rkd_jax import files
 from rkd_jax.errors import ConfigError
 from rkd_jax.models import conv
 
@@ -73,7 +74,11 @@ def compile_scan(scan: Callable, mesh: Mesh | None) -> Callable:
 def enable_compilation_cache() -> None:
   """Keeps compiled programs between processes, unless the user chose a place."""
   if jax.config.jax_compilation_cache_dir is None:
-    root = os.environ.get('RKD_CACHE_DIR', '~/.cache/rkd_jax')
-    jax.config.update('jax_compilation_cache_dir',
-                      str(pathlib.Path(root).expanduser() / 'xla'))
+    try:
+      root = files.local_path(
+          os.environ.get('RKD_CACHE_DIR', '~/.cache/rkd_jax'), 'RKD_CACHE_DIR')
+    except ConfigError as error:
+      warnings.warn(f'compiled programs are not kept: {error}', stacklevel=2)
+      return
+    jax.config.update('jax_compilation_cache_dir', str(root / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import tqdm
 
+from rkd_jax import signals
+
 
 class Progress:
   """Counts network passes over a batch, the unit in which all stages cost.
@@ -35,13 +37,19 @@ class Progress:
     self._label = text
 
   def stage(self, text: str) -> None:
-    """Names what runs now: left of the bar, or as a line where there is none."""
+    """Names what runs now: left of the bar, or as a line where there is none.
+
+    Raises:
+      Interrupted: the process was asked to stop; so does `detail`.
+    """
+    signals.poll()
     if self._lines:
       print(self._label + text, file=sys.stderr, flush=True)
     self._bar.set_description_str(f'{self._label + text:<40.40}')
 
   def detail(self, text: str) -> None:
     """Adds to the name of the stage how far it is, on the bar only."""
+    signals.poll()
     self._bar.set_postfix_str(text)
 
   def close(self) -> None:
