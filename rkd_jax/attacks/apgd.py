@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rkd_jax.attacks import apgd_l1, arguments, ball, objectives, probe, record, threat
+from rkd_jax.attacks import (
+    apgd_l1,
+    arguments,
+    ball,
+    network,
+    objectives,
+    probe,
+    record,
+    threat,
+)
 from rkd_jax.attacks.probe import Outcome, wide
 from rkd_jax.attacks.record import Record
 from rkd_jax.errors import ConfigError, unknown_name
@@ -55,7 +64,12 @@ def apgd(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',
     ConfigError: a wrong argument, found while tracing.
   """
   images, labels = arguments.check_images(images, labels)
-  eps = arguments.check_size('eps', eps)
+  ball.check_norm(norm)
+  arguments.check_radius('eps', arguments.check_size('eps', eps, above_zero=True), norm,
+                         images.shape)
+  eps = jnp.float32(eps)
+  if targets is not None:
+    targets = arguments.check_classes('targets', targets, images.shape)
   arguments.check_count('restarts', restarts, 1)
   keys = arguments.example_keys(key, len(images), 'uniform')
 
@@ -65,8 +79,11 @@ def apgd(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',
                   until_broken=until_broken)
 
   if restarts == 1:
-    return once(0)[0].images
+    found = once(0)[0]
+    arguments.check_finite(found.finite, 'apgd')
+    return found.images
   found, values = lax.map(once, jnp.arange(restarts))
+  arguments.check_finite(jnp.all(found.finite, axis=0), 'apgd')
   eligible = found.broken == jnp.any(found.broken, axis=0)
   best = jnp.argmax(jnp.where(eligible, values, -jnp.inf), axis=0)
   return jax.vmap(lambda i, of_one: of_one[i], in_axes=(0, 1))(best, found.images)
@@ -78,6 +95,7 @@ def search(fn, images, labels, keys, *, eps, norm, loss, steps, targets=None, eo
   ball.check_norm(norm)
   arguments.check_count('steps', steps, 1)
   arguments.check_count('eot', eot, 0)
+  fn = network.checked(fn, labels, targets, draws=eot)
   see = probe.gradient_probe(
       fn, _objective(loss, labels, targets), labels, keys, eot)
   if norm == 'l1':

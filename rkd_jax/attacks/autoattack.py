@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rkd_jax.attacks import ball, compiled, sanity, stages
+from rkd_jax.attacks import ball, compiled, network, sanity, stages
 from rkd_jax.attacks.arguments import example_keys
 from rkd_jax.attacks.stages import Stage
-from rkd_jax.errors import ConfigError, RkdError
+from rkd_jax.errors import ConfigError, RkdError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +105,17 @@ def autoattack(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',
     ConfigError: a wrong argument, logits that are not finite, labels that are no class,
       or a function that mixes the examples of a batch.
   """
-  images, labels = sanity.check_arguments(images, labels, eps, batch_size)
   ball.check_norm(norm)
-  if version not in stages.VERSIONS:
-    stages.make(version, 2)
+  images, labels = sanity.check_arguments(images, labels, eps, norm, batch_size)
+  for name in settings:
+    if name not in stages.SETTINGS:
+      raise unknown_name('setting of AutoAttack', name, stages.SETTINGS)
+  stages.make(version, 2, norm=norm, **settings)  # Refuses what it would refuse later.
+  draws = settings.get('eot', 20) if version == 'rand' else 0
+  network.checked(fn, draws=draws)
   keys = example_keys(key, len(images), 'uniform')
   run = _Run(compiled.as_partial(fn), images, labels, keys, float(eps), norm, batch_size,
-             mesh, compile_fn, settings.get('eot', 20) if version == 'rand' else 0,
-             {} if store is None else store)
+             mesh, compile_fn, draws, {} if store is None else store)
   logits = run.judged(np.arange(len(images)), images)
   sanity.check_logits(logits, labels)
   plan = stages.make(version, logits.shape[1], norm=norm, **settings)
@@ -140,6 +143,7 @@ def _masking(reports):
 
 def _judge(draws, fn, images, keys):
   """Logits, for a randomised network their mean over draws."""
+  fn = network.checked(fn, draws=draws)
   if not draws:
     return fn(images)
   mean = lambda i, total: total + fn(images, jax.vmap(

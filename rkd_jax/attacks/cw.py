@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import jax
 
-from rkd_jax.attacks import objectives
+from rkd_jax.attacks import arguments, network, objectives
 from rkd_jax.attacks.pgd import pgd
+from rkd_jax.errors import ConfigError
 
 
 def cw_linf(fn: Callable, images, labels, *, key, eps, step_size=2 / 255,
@@ -38,6 +39,11 @@ def cw_linf(fn: Callable, images, labels, *, key, eps, step_size=2 / 255,
   Raises:
     ConfigError: a wrong argument, found while tracing.
   """
+  arguments.check_box(lower, upper)
+  if not arguments.check_number('kappa', kappa) >= 0:
+    raise ConfigError(f'kappa must be >= 0, got {kappa}')
+  arguments.check_images(images, labels, lower=lower, upper=upper)
+  fn = network.checked(fn, labels)
   objective = lambda logits: objectives.margin(logits, labels, kappa=kappa)
   return pgd(fn, images, labels, key=key, eps=eps, step_size=step_size,
              steps=steps, objective=objective, start=start, restarts=restarts,

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import arguments, ball, hyperplane, objectives, probe, threat
+from rkd_jax.attacks import (
+    arguments,
+    ball,
+    hyperplane,
+    network,
+    objectives,
+    probe,
+    threat,
+)
 from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.models.conv import forward
 
@@ -63,13 +71,24 @@ def fab(fn: Callable, images, labels, *, key, norm: str = 'linf', targets=None,
   arguments.check_count('restarts', restarts, 1)
   keys = arguments.example_keys(key, len(images), 'uniform')
   eps = arguments.check_size('eps', eps)
-  wrong, _ = probe.judge(fn(images), labels)
+  ball.check_norm(norm)
+  arguments.check_count('steps', steps, 1)
+  if targets is not None:
+    targets = arguments.check_classes('targets', targets, images.shape)
+  fn = network.checked(fn, labels, targets)
+  wrong, finite = probe.judge(fn(images), labels)
   found = nothing(images)
   found = found._replace(distance=jnp.where(wrong, 0, found.distance))
-  one = lambda restart, found: run(
-      fn, images, labels, probe.fold(keys, restart), found, eps=eps, norm=norm,
-      targets=targets, steps=steps, random=restart > 0)[0]
-  return lax.fori_loop(0, restarts, one, found)
+
+  def one(restart, state):
+    found, _, finite = run(
+        fn, images, labels, probe.fold(keys, restart), state[0], eps=eps, norm=norm,
+        targets=targets, steps=steps, random=restart > 0)
+    return found, state[1] & finite
+
+  found, finite = lax.fori_loop(0, restarts, one, (found, finite))
+  arguments.check_finite(finite, 'fab')
+  return found
 
 
 def nothing(images) -> Nearest:
@@ -140,6 +159,7 @@ def run(fn, images, labels, keys, found, *, eps, norm, steps, targets=None,
   `random` may be traced. With `until` an image rests once its distance is at most that.
   """
   ball.check_norm(norm)
+  fn = network.checked(fn, labels, targets)
   boundary = _boundary(fn, labels, targets)
   start = choose(jnp.broadcast_to(random, (len(images),)),
                  _random_point(images, keys, found.distance, eps, norm), images)

@@ -1,11 +1,14 @@
 """Networks of PyTorch as functions that the attacks here can take."""
 
-from collections.abc import Callable
+import functools
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from rkd_jax.attacks import arguments
 from rkd_jax.errors import ConfigError
 
 
@@ -33,14 +36,16 @@ def from_torch(module: Any, num_classes: int, *, channels_first: bool = True) ->
   except ImportError as error:
     raise ConfigError('from_torch needs torch: install a build of it') from error
   if not isinstance(module, torch.nn.Module):
-    raise ConfigError(f'from_torch takes a torch.nn.Module, got '
-                      f'{type(module).__name__}; other functions need no adapter if '
-                      'they are written in JAX')
+    how = 'other functions need no adapter if they are written in JAX'
+    if isinstance(module, (str, os.PathLike, Mapping)):
+      how = ('a file or a state dict has weights without the network: make the module '
+             'and give it them by load_state_dict')
+    raise ConfigError(
+        f'from_torch takes a torch.nn.Module, got {type(module).__name__}; {how}')
   if any(part.training for part in module.modules()):
     raise ConfigError('the module is in training mode, where BatchNorm mixes the '
                       'examples of a batch and dropout is random: call module.eval()')
-  if num_classes < 2:
-    raise ConfigError(f'num_classes must be >= 2, got {num_classes}')
+  arguments.check_count('num_classes', num_classes, 2)
   device = next((p.device for p in module.parameters()), torch.device('cpu'))
 
   def to_module(images):
@@ -49,7 +54,11 @@ def from_torch(module: Any, num_classes: int, *, channels_first: bool = True) ->
 
   def forward(images):
     with torch.no_grad():
-      logits = module(to_module(images)).float().cpu().numpy()
+      output = module(to_module(images))
+    if not isinstance(output, torch.Tensor):
+      raise ConfigError(f'the module returns a {type(output).__name__}; wrap it in one '
+                        'that returns the logits alone')
+    logits = output.float().cpu().numpy()
     if logits.shape != (len(images), num_classes):
       raise ConfigError(
           f'the module returns {logits.shape} for {len(images)} images; wanted logits '
@@ -66,8 +75,22 @@ def from_torch(module: Any, num_classes: int, *, channels_first: bool = True) ->
       gradient = gradient.movedim(1, -1)
     return gradient.float().cpu().contiguous().numpy()
 
+  @functools.cache
+  def check(shape):
+    """Calls the module once for a shape of images, where its errors can be told."""
+    try:
+      forward(np.zeros((2, *shape), np.float32))
+    except ConfigError:
+      raise
+    except Exception as error:  # Whatever its layers say about shapes.
+      line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      raise ConfigError(
+          f'the module cannot take images {list(shape)} (channels_first='
+          f'{channels_first}): {line:.300}') from error
+
   @jax.custom_vjp
   def fn(images):
+    check(images.shape[1:])
     return jax.pure_callback(
         forward, jax.ShapeDtypeStruct((len(images), num_classes), np.float32), images,
         vmap_method='sequential')

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import arguments, objectives, threat
+from rkd_jax.attacks import arguments, network, objectives, threat
 from rkd_jax.errors import ConfigError
 
 
@@ -51,17 +51,24 @@ def pgd(fn: Callable[[jax.Array], Any], images, labels, *, key, eps, step_size,
   Raises:
     ConfigError: a wrong argument, found while tracing.
   """
-  images, labels = arguments.check_images(images, labels)
-  eps = arguments.check_size('eps', eps)
-  step_size = arguments.check_size('step_size', step_size)
+  arguments.check_box(lower, upper)
+  images, labels = arguments.check_images(
+      images, labels, lower=lower, upper=upper, labelled=not callable(objective))
+  threat.check_norm(norm)
+  for name, size in (('eps', eps), ('step_size', step_size)):
+    arguments.check_size(name, size)
+    arguments.check_radius(name, size, norm, images.shape, lower=lower, upper=upper)
+  eps, step_size = jnp.float32(eps), jnp.float32(step_size)
   arguments.check_count('steps', steps, 0)
   arguments.check_count('restarts', restarts, 1)
-  arguments.check_box(lower, upper)
+  if start_scale is not None:
+    arguments.check_size('start_scale', start_scale)
   if restarts > 1 and start == 'none':
     raise ConfigError(f"restarts {restarts} with start 'none' would repeat one "
                       "attack; use start='uniform'")
   keys = arguments.example_keys(key, len(images), start)
-  value = objectives.resolve(objective, labels)
+  value = network.traced('objective', objectives.resolve(objective, labels))
+  fn = network.checked(fn, labels, logits=not callable(objective))
   ball = {'eps': eps, 'norm': norm, 'lower': lower, 'upper': upper}
   total = lambda adv: jnp.sum(_per_example(value(fn(adv)), len(images)))
 
@@ -77,9 +84,13 @@ def pgd(fn: Callable[[jax.Array], Any], images, labels, *, key, eps, step_size,
     return lax.fori_loop(0, steps, step, adv)
 
   if restarts == 1:
-    return attack(0)
-  rank = lambda adv: _rank(fn(adv), value, None if callable(objective) else labels)
-  return _best(attack, rank, restarts)
+    found = attack(0)
+  else:
+    rank = lambda adv: _rank(fn(adv), value, None if callable(objective) else labels)
+    found = _best(attack, rank, restarts)
+  # A gradient that is not a number leaves pixels that are none.
+  arguments.check_finite(jnp.all(jnp.isfinite(threat.rows(found)), axis=1), 'pgd')
+  return found
 
 
 def _per_example(values, batch):

@@ -4,39 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.attacks import objectives
+from rkd_jax.attacks import arguments, objectives
 from rkd_jax.errors import ConfigError
 
 _TOLERANCE = 1e-3  # Of the greatest logit; rounding stays far below it.
 _SMALL = 1e-3  # A spread of logits in which float32 leaves few gradients.
 
 
-def check_arguments(images, labels, eps, batch_size):
+def check_arguments(images, labels, eps, norm, batch_size):
   """(float32[N, ...], int32[N]) on the host.
 
   Raises:
     ConfigError: images that are integer, not finite or outside [0, 1], labels that are
       no class numbers, no example, eps <= 0, or a batch size below 1.
   """
-  images, labels = np.asarray(images), np.asarray(labels)
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ConfigError(f'images must be floating point in [0, 1], got {images.dtype}; '
-                      'divide uint8 pixels by 255 first')
-  images = images.astype(np.float32)
-  if images.ndim < 2 or not len(images):
+  images, labels = map(np.asarray, arguments.check_images(images, labels))
+  if images.ndim < 2 or not images.size:
     raise ConfigError(f'images must be [N, ...] with N >= 1, got {images.shape}')
-  least, most = images.min(), images.max()
-  if not (least >= 0 and most <= 1):
-    raise ConfigError(f'images must be in [0, 1], got values from {least} to {most}; '
-                      'normalise inside fn, so that eps is in pixel units')
-  if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-    raise ConfigError(f'labels must be class numbers int[{len(images)}], got '
-                      f'{labels.dtype}{list(labels.shape)}')
-  if np.ndim(eps) or not 0 < eps < float('inf'):
-    raise ConfigError(f'eps must be one finite number > 0, got {eps}')
-  if batch_size < 1:
-    raise ConfigError(f'batch_size must be at least 1, got {batch_size}')
-  return images, labels.astype(np.int32)
+  arguments.check_size('eps', eps, above_zero=True)
+  arguments.check_radius('eps', eps, norm, images.shape)
+  arguments.check_count('batch_size', batch_size, 1)
+  return images, labels
 
 
 def check_logits(logits, labels):

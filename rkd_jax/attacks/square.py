@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rkd_jax.attacks import arguments, ball, local, objectives, probe
+from rkd_jax.attacks import arguments, ball, local, network, objectives, probe
 from rkd_jax.attacks.probe import Outcome, choose, wide
 from rkd_jax.attacks.windows import Window, bumps, stripes, tiles
 
@@ -56,8 +56,13 @@ def square(fn: Callable, images, labels, *, key, eps, norm: str = 'linf',
   """
   images, labels = arguments.check_images(images, labels)
   keys = arguments.example_keys(key, len(images), 'uniform')
-  eps = arguments.check_size('eps', eps)
-  return search(fn, images, labels, keys, eps=eps, norm=norm, queries=queries).images
+  ball.check_norm(norm)
+  arguments.check_radius('eps', arguments.check_size('eps', eps, above_zero=True), norm,
+                         images.shape)
+  found = search(fn, images, labels, keys, eps=jnp.float32(eps), norm=norm,
+                 queries=queries)
+  arguments.check_finite(found.finite, 'square')
+  return found.images
 
 
 class _State(NamedTuple):
@@ -99,10 +104,11 @@ def search(fn, images, labels, keys, *, eps, norm, queries: int) -> Outcome:
   images = images if images.ndim == 4 else images.reshape(len(images), 1, -1, 1)
   # Not of the keys: the same for an example in any batch.
   places = jax.random.uniform(jax.random.key(0), (queries, 2, 2))
-  network = local.read(lambda point: fn(point.reshape(shape)), images.shape)
-  of = _Search(network, images, labels, keys, eps, norm, places)
+  fn = network.checked(fn, labels)
+  program = local.read(lambda point: fn(point.reshape(shape)), images.shape)
+  of = _Search(program, images, labels, keys, eps, norm, places)
   first = of.fit(_start(images, keys, eps, norm), images)
-  value, wrong, finite = of.see(local.evaluate(network, first))
+  value, wrong, finite = of.see(local.evaluate(program, first))
   state = _State(jnp.int32(1), first, value, wrong,
                  jnp.ones(len(images), jnp.int32), finite)
   plans = _plans(of, queries) if norm == 'linf' else [(queries, None)]

@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from rkd_jax.attacks import probe
+from rkd_jax.attacks import arguments, probe
 from rkd_jax.attacks.apgd import search as apgd_search
 from rkd_jax.attacks.fab import search as fab_search
 from rkd_jax.attacks.probe import Outcome
 from rkd_jax.attacks.square import search as square_search
 from rkd_jax.errors import ConfigError, unknown_name
 
+SETTINGS = ('steps', 'queries', 'restarts', 'eot')
 VERSIONS = ('standard', 'plus', 'rand', 'fast')
 TARGETS = 9  # The classes of targeted attacks: those with the highest logits.
 _L1_RESTARTS, _L1_TARGETS = 5, 5  # Of 'standard' and 'fast', as released for L1.
@@ -65,12 +66,15 @@ def make(version: str, num_classes: int, *, norm: str = 'linf', steps: int = 100
     eot: draws a gradient for 'rand'.
 
   Raises:
-    ConfigError: unknown version, or fewer than two classes.
+    ConfigError: unknown version, fewer than two classes, or a count below 1.
   """
   if version not in VERSIONS:
     raise unknown_name('version of AutoAttack', version, VERSIONS)
   if num_classes < 2:
     raise ConfigError(f'fn must tell classes apart, but its logits have {num_classes}')
+  for name, count in (('steps', steps), ('queries', queries), ('eot', eot),
+                      ('restarts', 1 if restarts is None else restarts)):
+    arguments.check_count(name, count, 1)
   targets = min(TARGETS, num_classes - 1)
   sparse = norm == 'l1' and version in ('standard', 'fast')
   many = restarts or (5 if version == 'plus' else _L1_RESTARTS if sparse else 1)

@@ -76,6 +76,9 @@ def test_autoattack(fn):
 @pytest.mark.parametrize('module,classes,says', [
     (lambda: Module().train(), K, 'call module.eval'),
     (lambda: np.sin, K, 'takes a torch.nn.Module'),
+    (lambda: 'teacher.pt', K, 'got str; a file or a state dict'),
+    (lambda: Module().state_dict(), K, 'load_state_dict'),
+    (lambda: Module().eval(), 2.5, 'num_classes must be'),
     (lambda: Module().eval(), 1, 'num_classes must be')])
 def test_refused(module, classes, says):
   with pytest.raises(ConfigError, match=says):
@@ -84,5 +87,11 @@ def test_refused(module, classes, says):
 
 def test_another_number_of_classes():
   fn = attacks.from_torch(Module().eval(), K + 1)
-  with pytest.raises(Exception, match='wanted logits'):
+  with pytest.raises(ConfigError, match='wanted logits'):
     jax.block_until_ready(fn(IMAGES))
+
+
+def test_images_that_the_module_does_not_take():
+  fn = attacks.from_torch(Module().eval(), K, channels_first=False)
+  with pytest.raises(ConfigError, match=r'cannot take images \[6, 5, 2\]'):
+    jax.jit(fn)(IMAGES)
