@@ -35,7 +35,7 @@ def test_grey_images_and_column_labels(tmp_path, arrays):
 
 
 def test_no_file(tmp_path):
-  with pytest.raises(DataError, match=r'set\.npz is not there; make it with'):
+  with pytest.raises(DataError, match=r'set\.npz is not there .*; make it with'):
     data.load('npz', data_dir=tmp_path / 'set.npz')
   with pytest.raises(DataError, match='is a folder, not a file'):
     data.load('npz', data_dir=tmp_path)
