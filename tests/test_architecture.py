@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -142,3 +144,14 @@ def test_every_file_is_written_in_one_place():
       continue
     for line, name in written_around_files(ast.parse(path.read_text())):
       raise AssertionError(f'{path}:{line} calls {name}; write through rkd_jax.files')
+
+
+def test_imports_start_no_backend():
+  """Else `jax.distributed.initialize` comes too late, and a fork hangs."""
+  names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in FILES
+           if path.stem not in ('__init__', '__main__')]
+  script = (f'import importlib; [importlib.import_module(n) for n in {names}]; '
+            'from jax._src import xla_bridge; print(list(xla_bridge._backends))')
+  done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, text=True,
+                        capture_output=True, check=True)
+  assert done.stdout.strip() == '[]'

@@ -59,11 +59,13 @@ def accuracy(network, variables, split) -> float:
   """Share of a split (uint8 images, labels) that is classified as labelled."""
   hits = 0
   for index, mask in zip(*padded_batches(len(split), 500), strict=True):
-    right = _right(network, variables, split.image[index], split.label[index])
+    right = _judge(network)(variables, split.image[index], split.label[index])
     hits += int(np.asarray(right)[mask].sum())
   return hits / len(split)
 
 
-@functools.partial(parallel.compile_fn, static_argnames=('network',))
-def _right(network, variables, images, labels):
-  return jnp.argmax(network.predict(variables, to_float(images)), -1) == labels
+@functools.lru_cache(maxsize=4)
+def _judge(network):
+  """Compiled `right(variables, images, labels)`, bool[B]."""
+  return parallel.compile_fn(lambda variables, images, labels: (
+      jnp.argmax(network.predict(variables, to_float(images)), -1) == labels))
