@@ -52,8 +52,8 @@ COMMANDS = {
     'train': (['train', '--config', '{config}', '--workdir', '{run}'], None),
     'detox': (['train', '--config', '{config}', '--workdir', '{run}'], None),
     'compare': (['compare', '--config', '{config}', '--workdir', '{run}'], None),
-    'certify': (['certify', '--workdir', '{run}', '--eps', '0.01,0.02', '--examples', '30',
-                 '--method', 'crown_ibp'], 'train'),
+    'certify': (['certify', '--workdir', '{run}', '--eps', '0.01,0.02', '--examples',
+                 '30', '--method', 'crown_ibp'], 'train'),
     'evaluate': (['evaluate', '--workdir', '{run}', '--attack', 'autoattack_fast',
                   '--examples', '60', '--save-images'], 'train'),
 }
