@@ -21,7 +21,8 @@ MOVES = frozenset({
     'broadcast_in_dim', 'concatenate', 'pad', 'gather', 'dynamic_slice', 'split',
     'select_n', 'dynamic_update_slice', 'stack', 'unstack', 'tile'})
 # A sum of entries, with coefficients 0 and 1.
-SUMS = frozenset({'add', 'add_any', 'reduce_sum', 'cumsum', 'reduce_window_sum'})
+SUMS = frozenset({'add', 'add_any', 'reduce_sum', 'cumsum', 'reduce_window_sum',
+                  'scatter-add'})
 # Linear if one operand alone is bounded.
 PRODUCTS = frozenset({'mul', 'dot_general', 'conv_general_dilated'})
 # Their constants are coefficients; those of other linear equations are addends.
@@ -135,7 +136,14 @@ def unsupported(node: Node, wanted: str) -> UnsupportedPrimitiveError:
   """The error for a node that `wanted` (such as 'interval rule') is missing for."""
   hint = ''
   if node.name in _COMPARISONS:
-    hint = ' (a comparison of bounded values outside a known pattern)'
+    hint = (' (a comparison of bounded values that is neither a choice nor converted to '
+            'floating point)')
+  elif node.name in ('sort', 'top_k', 'argmax', 'argmin'):
+    hint = ' (a position that depends on bounded values)'
+  elif node.name.startswith('scatter'):
+    hint = ' (its indices must be known, and those of `set` differ)'
+  elif node.name in ('dot_general', 'conv_general_dilated'):
+    hint = ' (a large product of two bounded arrays)'
   elif node.name in ('while', 'cond'):
     hint = ' (control flow that depends on bounded values)'
   operands = ', '.join(

@@ -138,6 +138,10 @@ def _terms(node: Node, graph: Graph) -> int:
     return max(math.prod(kernel) // kernel[spec[0]], math.prod(kernel) // kernel[spec[1]])
   if node.name == 'reduce_sum':
     return size_in // size_out
+  if node.name == 'scatter-add':
+    updates = node.inputs[2]
+    return 1 + math.prod(graph.shapes[updates.id] if isinstance(updates, Ref)
+                         else updates.shape)
   if node.name == 'cumsum':
     return max(node.shape)
   if node.name == 'reduce_window_sum':

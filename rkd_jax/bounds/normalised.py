@@ -87,7 +87,7 @@ def log_softmax(rw: Rewriter, node: Node) -> Ref | None:
   if not inner or inner.inputs[0] != value or rw.shape(value) != node.shape:
     return None
   axes = inner.params['axes']
-  if not _in_place(rw, total, dims, axes, node.shape):
+  if not in_place(rw, total, dims, axes, node.shape):
     return None
   return _emit(rw, 'log_softmax', value, axes, node)
 
@@ -146,7 +146,7 @@ def _summed(rw, core, dims, exp):
   return axes if fits else None
 
 
-def _in_place(rw, value, dims, axes, shape):
+def in_place(rw, value, dims, axes, shape):
   """Whether the axes that a reduction kept are still where they were."""
   kept = [a for a in range(len(shape)) if a not in axes]
   return len(rw.shape(value)) in (0, len(shape)) and all(

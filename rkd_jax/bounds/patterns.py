@@ -19,11 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rkd_jax.bounds import normalised, piecewise_patterns, pooling, power_patterns
+from rkd_jax.bounds import (
+  normalised,
+  piecewise_patterns,
+  pooling,
+  power_patterns,
+  predicates,
+  products,
+  remainders,
+  scatter,
+  sorting,
+)
 from rkd_jax.bounds.graph import Graph, Ref
 from rkd_jax.bounds.rewriter import Rewriter, is_uniform, polynomial, uniform
-
-MAX_PRODUCTS = 2**16  # Of two bounded values, made from one `dot_general`.
 
 
 def recognise(graph: Graph) -> Graph:
@@ -212,45 +220,15 @@ def _leaky_extreme(rw, node):
   return None
 
 
-def _dot(rw, node):
-  """A product of two bounded arrays as `mul` and `reduce_sum`, if it is small."""
-  if len(node.operands) != 2:
-    return None
-  (left_sum, right_sum), batch = node.params['dimension_numbers']
-  shapes = [rw.shape(i) for i in node.inputs]
-  summed = [shapes[0][a] for a in left_sum]
-  full = (*node.shape, *summed)
-  if math.prod(full) > MAX_PRODUCTS:
-    return None
-  n_batch, rank, moved = len(batch[0]), len(full), []
-  n_left = len(shapes[0]) - n_batch - len(summed)
-  for value, contract, together, first in zip(
-      node.inputs, (left_sum, right_sum), batch, (n_batch, n_batch + n_left)):
-    shape = rw.shape(value)
-    free = [a for a in range(len(shape)) if a not in (*contract, *together)]
-    order = (*together, *free, *contract)
-    value = rw.transpose(value, order, node)
-    dims = (*range(n_batch), *range(first, first + len(free)),
-            *range(rank - len(contract), rank))
-    moved.append(rw.broadcast(value, full, dims, node))
-  if moved[0] == moved[1]:
-    product = rw.emit('square', jnp.square, moved[0], like=node)
-  else:
-    product = rw.emit('mul', jnp.multiply, *moved, like=node)
-  if not summed:
-    return product
-  axes = tuple(range(len(node.shape), rank))
-  return rw.emit('reduce_sum', lambda x: jnp.sum(x, axis=axes), product,
-                 params={'axes': axes}, linear=True, like=node)
-
-
 # The first rule that finds something is taken.
 _RULES = {
     'abs': (_abs,),
     'add': (_identity, normalised.softplus, normalised.logsumexp_of_shifted),
     'broadcast_in_dim': (_identity,),
+    'convert_element_type': (predicates.convert,),
     'div': (_identity, _gelu),
-    'dot_general': (_dot,),
+    'conv_general_dilated': (products.convolution,),
+    'dot_general': (products.dot,),
     'erfc': (_erfc,),
     'exp': (normalised.softmax_of_log,),
     'log': (normalised.logsumexp,),
@@ -263,13 +241,23 @@ _RULES = {
     'reciprocal': (_logistic,),
     'reduce': (pooling.reduce,),
     'reduce_min': (pooling.reduce,),
+    'reduce_prod': (products.product_over,),
+    'reduce_sum': (predicates.count,),
     'reduce_window': (pooling.reduce_window,),
     'reduce_window_max': (pooling.reduce_window,),
     'reduce_window_min': (pooling.reduce_window,),
     'reshape': (_identity,),
-    'select_n': (piecewise_patterns.select,),
+    'scatter': (scatter.scatter,),
+    'scatter-max': (scatter.scatter,),
+    'scatter-min': (scatter.scatter,),
+    'scatter-mul': (scatter.scatter,),
+    'scatter-sub': (scatter.subtract,),
+    'select_n': (piecewise_patterns.select, remainders.modulo_of_remainder,
+                 predicates.choose),
+    'sort': (sorting.sort,),
     'sqrt': (power_patterns.root,),
     'square': (power_patterns.of_a_power,),
     'squeeze': (_identity,),
     'sub': (_identity, _minus, normalised.log_softmax),
-}
+    'top_k': (sorting.top_k,),
+} | {name: (rule,) for name, rule in products.RUNNING.items()}

@@ -2,8 +2,8 @@
 
 A choice by sign or threshold becomes relu-like equations that have tight lines:
 max, min, abs, leaky_relu and sums of them. The two sides must meet where the choice
-changes (checked in exact arithmetic); a jump has no rule. Which side holds at the
-threshold itself is then the same, so `<` and `<=` are.
+changes (checked in exact arithmetic); for a jump see `predicates`. Which side holds at
+the threshold itself is then the same, so `<` and `<=` are.
 """
 
 import operator
@@ -27,9 +27,9 @@ def select(rw: Rewriter, node: Node) -> Ref | None:
   test = rw.node(predicate)
   if test is None or test.shape != node.shape:
     return None
-  decided = _decided(test)
-  if decided is not None:
-    chosen = if_true if decided else if_false
+  surely = decided(test)
+  if surely is not None:
+    chosen = if_true if surely else if_false
     return chosen if isinstance(chosen, Ref) else None
   if test.name not in _ORDER:
     return None
@@ -37,7 +37,7 @@ def select(rw: Rewriter, node: Node) -> Ref | None:
   return _compared(rw, node, greater, less, above=if_true, below=if_false)
 
 
-def _decided(test):
+def decided(test: Node) -> bool | None:
   """What a test says about finite numbers, None if that depends on them."""
   if test.name == 'is_finite':
     return True

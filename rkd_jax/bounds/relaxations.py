@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rkd_jax.bounds import elementwise, rounding, softmax
+from rkd_jax.bounds import (
+    elementwise,
+    remainders,
+    rounding,
+    selection,
+    softmax,
+    sorting,
+)
 from rkd_jax.bounds.graph import Node, Ref, unsupported
 
 
@@ -132,6 +139,8 @@ def rule(node: Node) -> Rule:
   Raises:
     UnsupportedPrimitiveError: there is none.
   """
+  if node.name == 'choose':
+    return _choice(node)
   if len(node.operands) == 1:
     if node.name in _REDUCTIONS:
       return _over(node, _REDUCTIONS, Reduced, tuple(node.params['axes']))
@@ -153,6 +162,14 @@ def _of_one(node):
     return _kinked(elementwise.max_const(constants[0]), constants[0], above=False)
   if name == 'min':
     return _kinked(elementwise.min_const(constants[0]), constants[0], above=True)
+  if name == 'rem' and isinstance(node.inputs[0], Ref):
+    return _smooth(remainders.remainder(constants[0], node.folds))
+  if name == 'modulo':
+    return _smooth(remainders.modulo(constants[0], node.params['folds']))
+  if name == 'step':
+    return _smooth(selection.step(constants[0], node.params['strict']))
+  if name == 'equals':
+    return _smooth(selection.equals(constants[0]))
   if name == 'abs':
     return _kinked(elementwise.RULES['abs'], 0.0, above=False)
   if name == 'leaky_relu':
@@ -208,6 +225,22 @@ def _of_two(function: Any) -> Rule:
               lambda *bounds: [low < high for low, high in bounds], _halfway)
 
 
+def _choice(node: Node) -> Rule:
+  """A choice between two values, of which one may be constant."""
+  bounded = [isinstance(i, Ref) for i in node.inputs]
+  full = lambda function: selection.with_constants(function, node.inputs, bounded)
+  kept = lambda parts: tuple(p for p, b in zip(parts, bounded) if b)
+
+  def lines(*bounds, choice=None):
+    (below, low), (above, high) = full(lambda p, f, t: selection.choose_lines(
+        p, f, t, bounded[1:], *(choice or ())))(*bounds)
+    return Diagonal(kept(below), kept(above)), (low, high)
+
+  return Rule(full(selection.choose_interval), lines,
+              lambda *bounds: list(kept(full(selection.choose_unstable)(*bounds))),
+              _halfway)
+
+
 _REDUCTIONS = {
     'reduce_max': (lambda low, high, axes: (jnp.max(low, axes), jnp.max(high, axes)),
                    elementwise.reduce_max_lines),
@@ -215,7 +248,8 @@ _REDUCTIONS = {
                    elementwise.reduce_min_lines),
     'logsumexp': (softmax.logsumexp_interval, softmax.logsumexp_lines)}
 _MIXING = {'softmax': (softmax.softmax_interval, softmax.softmax_lines),
-           'log_softmax': (softmax.log_softmax_interval, softmax.log_softmax_lines)}
+           'log_softmax': (softmax.log_softmax_interval, softmax.log_softmax_lines),
+           'sorted': (sorting.sort_interval, sorting.sort_lines)}
 
 
 def _over(node: Node, functions, slopes_of, axes) -> Rule:

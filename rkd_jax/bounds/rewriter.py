@@ -19,10 +19,10 @@ from rkd_jax.bounds.graph import Graph, Node, Ref
 # One result, a function of operands and parameters: two such equations are equal if
 # those are. (The several results of `split` have the same parameters.)
 _SHARED = frozenset({
-    'abs', 'add', 'broadcast_in_dim', 'div', 'erf', 'exp', 'expm1', 'ge', 'gt',
-    'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt', 'max', 'min', 'mul', 'ne',
-    'neg', 'reciprocal', 'reduce_max', 'reduce_min', 'reduce_sum', 'reshape',
-    'rev', 'select_n', 'slice', 'square', 'squeeze', 'sub', 'tanh', 'transpose'})
+    'abs', 'add', 'broadcast_in_dim', 'choose', 'div', 'equals', 'erf', 'exp', 'expm1',
+    'ge', 'gt', 'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt', 'max', 'min', 'mul',
+    'ne', 'neg', 'reciprocal', 'reduce_max', 'reduce_min', 'reduce_sum', 'reshape', 'rev',
+    'select_n', 'slice', 'square', 'squeeze', 'step', 'sub', 'tanh', 'transpose'})
 _COMMUTATIVE = frozenset({'add', 'max', 'min', 'mul'})
 _SMALL = 4096  # Constants up to this size are compared by value.
 _DEPTH = 12  # Equations that are looked through.
@@ -166,6 +166,13 @@ class Rewriter:
         'broadcast_in_dim', lambda x: lax.broadcast_in_dim(x, shape, dims), value,
         params={'shape': tuple(shape), 'broadcast_dimensions': dims}, linear=True,
         like=like)
+
+  def fixed(self, value: jax.Array, like: Node) -> Ref:
+    """A constant as the result of an equation: it reads the input and ignores it."""
+    return self.emit(
+        'select_n', lambda mask, constant, x: lax.select_n(
+            mask, constant, jnp.broadcast_to(x.ravel()[0], mask.shape)),
+        np.zeros(value.shape, bool), value, Ref(0), linear=True, like=like)
 
   def replay(self, value: Any, mapping: dict[Ref, Ref]) -> Any:
     """The same function of other values: those of `mapping`."""

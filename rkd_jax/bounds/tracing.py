@@ -110,6 +110,10 @@ class _Builder:
       return self._fold(eqn, inputs)
     if name == 'scan':
       return self._unrolled(eqn, inputs)
+    if name == 'while':
+      results = self._while(eqn, inputs)
+      if results is not None:
+        return results
     if name == 'cond' and _concrete(inputs[0]) is not None:
       branch = eqn.params['branches'][int(np.clip(
           _concrete(inputs[0]), 0, len(eqn.params['branches']) - 1))]
@@ -167,6 +171,21 @@ class _Builder:
     closed = jax.make_jaxpr(loop)(*(v.aval for v in eqn.invars))
     return self.run(closed.jaxpr, closed.consts, inputs)
 
+  def _while(self, eqn, inputs):
+    """A loop whose condition is known at every step; None if it is not."""
+    p = eqn.params
+    first, second = p['cond_nconsts'], p['cond_nconsts'] + p['body_nconsts']
+    test, body, carry = p['cond_jaxpr'], p['body_jaxpr'], inputs[second:]
+    for _ in range(MAX_UNROLLED):
+      going, = self.run(test.jaxpr, test.consts, [*inputs[:first], *carry])
+      going = _concrete(going)
+      if going is None or not going:
+        return carry if going is not None else None
+      carry = self.run(body.jaxpr, body.consts, [*inputs[first:second], *carry])
+    raise UnsupportedPrimitiveError(
+        f'a while loop over bounded values (from {_where(eqn)}) would be unrolled; it '
+        f'takes more than {MAX_UNROLLED} steps')
+
   def _node(self, eqn, inputs, index):
     name, shape = eqn.primitive.name, eqn.outvars[index].aval.shape
     params = self._params(eqn.params)
@@ -189,7 +208,8 @@ class _Builder:
       out = eqn.primitive.bind(*values, **params)
       return out[index] if eqn.primitive.multiple_results else out
 
-    return self.add(name, inputs, shape, evaluate, params, eqn)
+    which = {'result': index} if eqn.primitive.multiple_results else {}
+    return self.add(name, inputs, shape, evaluate, params | which, eqn)
 
   def add(self, name, inputs, shape, evaluate, params, eqn):
     """A new node; its `Ref`."""
@@ -218,7 +238,8 @@ _NAMED = {'square': jnp.square, 'reciprocal': lambda x: 1 / x}
 
 # Operands that say what goes where; the equation is linear if they are constant.
 _INDICES = {'select_n': slice(0, 1), 'gather': slice(1, None),
-            'dynamic_slice': slice(1, None), 'dynamic_update_slice': slice(2, None)}
+            'dynamic_slice': slice(1, None), 'dynamic_update_slice': slice(2, None),
+            'scatter-add': slice(1, 2)}
 
 
 def _is_linear(name, inputs):
