@@ -19,11 +19,13 @@ from rkd_jax.bounds.crown import (
 )
 from rkd_jax.bounds.graph import Graph
 from rkd_jax.bounds.propagation import CHUNK, State, propagate
+from rkd_jax.bounds.pytrees import any_shape
 from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.sets import InputSet
 from rkd_jax.errors import ConfigError
 
 
+@any_shape
 def alpha_crown(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
                 spec: Spec | None = None, *, upper: bool = True, steps: int = 20,
                 optimizer: optax.GradientTransformation | None = None,

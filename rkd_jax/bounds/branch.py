@@ -13,6 +13,7 @@ from rkd_jax.bounds import alpha, falsify
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.bounds.crown import Spec
 from rkd_jax.bounds.input_search import InputSearch
+from rkd_jax.bounds.pytrees import Flat
 from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.relu_search import ReluSearch
 from rkd_jax.bounds.sets import Box, InputSet
@@ -80,11 +81,15 @@ def verify(fn: Callable[[jax.Array], jax.Array], ball: InputSet, spec: Spec, *,
     raise ConfigError(f'timeout_s must be > 0, got {timeout_s}')
   if split_on not in SPLITS:
     raise unknown_name('split_on', split_on, SPLITS)
+  flat = Flat(fn, ball)
+  fn, ball = flat, flat.ball
   graph = read(fn, ball)
   size = graph.shapes[graph.output][1]
   if spec.matrix.shape[::2] != (ball.shape[0], size):
     raise ConfigError(f'the specification is for {spec.matrix.shape} [B, S, K], but '
                       f'there are B = {ball.shape[0]} examples, K = {size} outputs')
+  if not ball.shape[0]:
+    return _Run(fn, graph, ball, spec, timeout_s, progress).result
   run = _Run(fn, graph, ball, spec, timeout_s, progress)
   run.attack(jax.random.key(0) if key is None else key, attack_steps, restarts)
   run.first_bounds()
@@ -92,7 +97,7 @@ def verify(fn: Callable[[jax.Array], jax.Array], ball: InputSet, spec: Spec, *,
   if search is not None:
     for example in np.flatnonzero(run.result.status == 'unknown'):
       run.branch(int(example), search)
-  return run.result
+  return run.result._replace(counterexample=flat.inputs(run.result.counterexample))
 
 
 def _search(graph, ball, split_on, compiled, batch, steps, root_steps):

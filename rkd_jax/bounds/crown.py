@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rkd_jax.bounds import linear, rounding
 from rkd_jax.bounds.graph import Graph
 from rkd_jax.bounds.propagation import CHUNK, State, chosen, minimum, propagate
+from rkd_jax.bounds.pytrees import any_shape
 from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.sets import InputSet
 from rkd_jax.errors import ConfigError
@@ -70,6 +71,7 @@ def margins(labels: Any, num_classes: int, dtype: Any = jnp.float32) -> Spec:
   return Spec(matrix, jnp.zeros(matrix.shape[:2], dtype))
 
 
+@any_shape
 def ibp(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
         spec: Spec | None = None, *, upper: bool = True) -> Bounds:
   """Interval bound propagation (Gowal et al. 2018, arXiv:1810.12715).
@@ -78,19 +80,22 @@ def ibp(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
   the last linear equations are merged with it (their "elision of the last layer").
 
   Args:
-    fn: pure, [B, ...] -> [B, K], each example on its own.
-    ball: the inputs, see `sets`.
-    spec: linear functions of the output to bound instead of the outputs.
+    fn: pure, [B, ...] -> [B, K], each example on its own. A result of another shape
+      [B, ...], or a pytree of such, gives bounds of that shape.
+    ball: the inputs, see `sets`; a pytree of sets if `fn` takes a pytree of arrays.
+    spec: linear functions of the output to bound instead of the outputs; several
+      outputs count as one [B, K], flattened in the order of `jax.tree.leaves`.
     upper: also bounds from above.
 
   Raises:
-    ConfigError: `fn` does not map [B, ...] to [B, K].
+    ConfigError: a result of `fn` has no batch axis.
     UnsupportedPrimitiveError: it holds an operation without a rule.
   """
   graph = read(fn, ball)
   return _last_segment(graph, propagate(graph, ball, tighten=False), spec, upper)
 
 
+@any_shape
 def crown_ibp(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
               spec: Spec | None = None, *, upper: bool = True,
               coefficients: bool = False) -> Bounds:
@@ -105,6 +110,7 @@ def crown_ibp(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
   return output_bounds(graph, state, ball, spec, upper, coefficients)
 
 
+@any_shape
 def crown(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
           spec: Spec | None = None, *, upper: bool = True,
           coefficients: bool = False, chunk: int = CHUNK) -> Bounds:

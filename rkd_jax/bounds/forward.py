@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from rkd_jax.bounds import interval, relaxations, rounding
 from rkd_jax.bounds.crown import Bounds, Spec, ibp, output_rows, tighter, two_sided
 from rkd_jax.bounds.graph import Graph, Node
+from rkd_jax.bounds.pytrees import any_shape
 from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.sets import InputSet
 
@@ -32,6 +33,7 @@ class Between(NamedTuple):
   most: jax.Array
 
 
+@any_shape
 def forward(fn: Callable[[jax.Array], jax.Array], ball: InputSet,
             spec: Spec | None = None, *, upper: bool = True) -> Bounds:
   """Linear bounds carried from the input to the output.

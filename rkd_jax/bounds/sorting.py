@@ -16,22 +16,21 @@ from rkd_jax.bounds.graph import Node, Ref
 from rkd_jax.bounds.rewriter import Rewriter
 
 
-def sort_interval(lo: jax.Array, hi: jax.Array, axes: tuple[int]):
+def sort_interval(lo: jax.Array, hi: jax.Array, axis: int):
   """(lower, upper) of the values sorted along one axis."""
-  return jnp.sort(lo, axis=axes[0]), jnp.sort(hi, axis=axes[0])
+  return jnp.sort(lo, axis=axis), jnp.sort(hi, axis=axis)
 
 
-def sort_lines(lo: jax.Array, hi: jax.Array, axes: tuple[int]):
+def sort_lines(lo: jax.Array, hi: jax.Array, axis: int):
   """(lower slopes, lower offset, upper slopes, upper offset) of the sorted values.
 
   Args:
     lo, hi: float[...].
-    axes: the axis, in a tuple.
+    axis: along which they are sorted.
 
   Returns:
     Offsets of the shape of lo, slopes of that shape and an axis for the operand's.
   """
-  axis, = axes
   lo, hi = out.settle(jnp.moveaxis(lo, axis, -1), jnp.moveaxis(hi, axis, -1))
   above, most = _above(lo, hi)
   below, least = _above(-hi, -lo)

@@ -25,6 +25,9 @@ MAX_UNROLLED = 1_000  # Steps of a scan; each becomes equations of its own.
 _IDENTITIES = frozenset({
     'reduce_precision', 'convert_element_type', 'copy', 'copy_p', 'stop_gradient',
     'name', 'sharding_constraint', 'pvary', 'optimization_barrier', 'device_put'})
+# Without rounding, as moves are.
+_EXACT = frozenset({'abs', 'ceil', 'clamp', 'floor', 'max', 'min', 'neg', 'round', 'sign',
+                    'sort', 'reduce_max', 'reduce_min'})
 _CALLS = frozenset({
     'jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call',
     'custom_vjp_call_jaxpr', 'remat', 'remat2', 'checkpoint', 'custom_lin'})
@@ -56,7 +59,7 @@ def trace(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...],
   builder = _Builder(dtype)
   result, = builder.run(closed.jaxpr, closed.consts, [Ref(0)], one.shape)
   if not isinstance(result, Ref):
-    raise ConfigError('the result of the function does not depend on its input')
+    result = builder.constant(result, avals[0].shape)
   return builder.graph(result.id)
 
 
@@ -131,7 +134,7 @@ class _Builder:
     results = results if eqn.primitive.multiple_results else [results]
     behind = sum(self.folds.get(id(i), 0) for i in inputs)
     # A conversion to the type that everything has already changes nothing.
-    exact = eqn.primitive.name in MOVES or (
+    exact = eqn.primitive.name in MOVES | _EXACT or (
         eqn.primitive.name == 'convert_element_type' and all(map(is_float, inputs)))
     rounded = 0 if exact else 4
     for result in results:
@@ -220,6 +223,18 @@ class _Builder:
     self.nodes.append(Node(
         name, tuple(inputs), out, tuple(shape), evaluate, params,
         _is_linear(name, inputs), folds, _where(eqn) or self.caller))
+    return Ref(out)
+
+  def constant(self, value, shape):
+    """A constant as the result of an equation: it reads the input and ignores it."""
+    def evaluate(mask, constant, x):
+      return lax.select_n(mask, constant, jnp.broadcast_to(x.ravel()[0], mask.shape))
+
+    out = len(self.shapes)
+    self.shapes[out] = tuple(shape)
+    inputs = np.zeros(shape, bool), self._cast(value), Ref(0)
+    self.nodes.append(Node('select_n', inputs, out, tuple(shape), evaluate, {}, True,
+                           self.folds.get(id(value), 0)))
     return Ref(out)
 
   def graph(self, output):
