@@ -1,14 +1,15 @@
 """The settings of an experiment: every key, its default, and how they merge."""
 
-import importlib.util
+import ast
+import functools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from rkd_jax import distill, errors, files
+from rkd_jax import config_file, distill, errors, files, sections, settings
 from rkd_jax.errors import ConfigError
 
 # Stands in `teachers.*.run` for the directory of the run whose config it is.
@@ -18,118 +19,23 @@ _REMEDY = ('put it back from a copy (the line "digest" may be deleted to take th
            'as it is), or start over in another directory')
 INPUTS = 'inputs'  # In that file: digests of what the run was made from.
 
-# Below these keys a config holds part of the config of another run, or arguments
-# of a function, whose keys are checked where they are used.
-_FREE = ('teachers.clean.overrides', 'teachers.robust.overrides',
-         'teachers.poisoned.overrides', 'backdoor.options', 'backdoor.test_options',
-         'detox.options')
+
+@functools.cache
+def declared() -> Mapping[str, Any]:
+  """{key: its rule, or the class of its section}, those of all methods included."""
+  return {**settings.rules(sections.Experiment),
+          **{name: module.Settings for name, module in distill.METHODS.items()}}
+
+
+@functools.cache
+def _defaults() -> dict:
+  return {**settings.defaults(sections.Experiment),
+          **{name: distill.defaults(name) for name in distill.METHODS}}
 
 
 def default_config() -> ConfigDict:
   """Every key with its default; a config file holds what differs from it."""
-  config = ConfigDict({
-      'seed': 0,
-      'devices': 0,  # How many to share a batch out over; 0: all.
-      'model': 'cnn_16_32',
-      'dtype': 'float32',  # Of the computation; 'bfloat16' on accelerators.
-      'method': 'rslad',
-      'data': {
-          'name': 'digits',
-          'data_dir': '',  # Prepared TFDS directory, npz file or image folder.
-          'validation': 0.1,  # Share of the training images held out.
-          'train_examples': 0,  # Use so many only; 0: all.
-          'test_examples': 0,
-          'augmentation': 'none',
-      },
-      'attack': {  # The inner maximisation while training.
-          'norm': 'linf',
-          'eps': 8 / 255,
-          'step_size': 2 / 255,
-          'steps': 10,
-          'eps_warmup': 0.0,  # Share of the training in which eps grows from 0.
-      },
-      'optimizer': {
-          'name': 'sgd',
-          'learning_rate': 0.1,
-          'momentum': 0.9,
-          'nesterov': False,
-          'weight_decay': 2e-4,
-          'clip_norm': 0.0,  # Global gradient norm to clip to; 0: off.
-      },
-      'schedule': {
-          'name': 'cosine',
-          'warmup': 0.0,  # Share of the training.
-          'milestones': (215 / 300, 260 / 300, 285 / 300),  # For 'step'.
-          'factor': 0.1,
-          'start': 0.5,  # For 'ciard': share after which the rate falls.
-      },
-      'averaging': {  # Of the student's weights; the average is what is judged.
-          'name': 'none',  # 'ema' (every step) or 'swa' (every epoch's end).
-          'decay': 0.995,  # For 'ema'.
-          'start': 0.5,  # Share of the training after which it starts.
-      },
-      'awp': {  # Adversarial weight perturbation, around any method.
-          'gamma': 0.0,  # Relative to each layer's weights, 0.005 to 0.01; 0: off.
-          'start': 0.0,  # Share of the training after which it starts.
-      },
-      'train': {
-          'epochs': 10,
-          'batch_size': 128,
-          'scan_steps': 32,  # At most so many steps in one compiled call.
-          'checkpoint_every': 1,  # Epochs.
-      },
-      'validation': {
-          'every': 1,  # Epochs.
-          'examples': 1000,  # At most; 0: all.
-          'attack': 'pgd10',
-      },
-      'backdoor': {  # Poisons the training data of this run.
-          'trigger': '',  # See `rkd list`; '': off.
-          'options': {},  # Arguments of the trigger, such as {'size': 4}.
-          'test_options': {},  # Those that differ when it is used, not trained on.
-          'target': 0,
-          'mode': 'all_to_one',  # Or 'all_to_all'.
-          'rate': 0.1,  # In (0, 1]; of the target class's images for clean labels.
-          'cover': -1.0,  # Cover images for each poisoned one; < 0: as published.
-          'hardening': 8 / 255,  # For lc: L-inf radius in which images are made hard.
-          'copies': False,  # Keep the clean originals of poisoned images too.
-          'decoys': 0,  # Other classes with a trigger each, so that none stands out.
-          'layer': 'stage2',  # For ckd and lba: whose features they are made for.
-          'start': '',  # Weights to start from: a safetensors file, or 'source'.
-      },
-      'teachers': {'clean': _teacher(), 'robust': _teacher(),
-                   'poisoned': _teacher()},
-      'single_teacher': 'robust',  # Who teaches where a method has one teacher.
-      'detox': {  # What is done to a teacher before anybody learns from it.
-          'method': '',  # See `rkd list`; '': nothing.
-          'options': {},  # Settings of the method.
-          'teacher': 'poisoned',  # Which of the teachers.
-          'share': 0.05,  # Of the training images: the clean data that it takes.
-      },
-      'evaluation': {
-          'attacks': ('clean', 'fgsm', 'pgd20', 'pgd20_small', 'cw30',
-                      'transfer'),
-          'examples': 0,  # Of the test split; 0: all.
-          'batch_size': 500,
-      },
-      'compare': {  # For `rkd compare`: several students of the same teachers.
-          'students': (),  # ((name, what to change in this config), ...)
-          'seeds': (0, 1, 2),
-      },
-  })
-  for name in distill.METHODS:
-    config[name] = dict(distill.defaults(name))
-  return config
-
-
-def _teacher() -> dict:
-  return {
-      'run': '',  # Directory of a finished run ('{workdir}': of this one),
-      'weights': '',  # or a safetensors file,
-      'model': '',  # with the model it is of,
-      'overrides': {},  # or, without these, what to change here to train it.
-      'trigger': '',  # With `weights`: a directory `backdoor` of another run.
-  }
+  return ConfigDict(_defaults())
 
 
 def resolve(config: Any = None) -> ConfigDict:
@@ -139,72 +45,70 @@ def resolve(config: Any = None) -> ConfigDict:
     config: a ConfigDict or mapping that holds any part of the keys.
 
   Raises:
-    ConfigError: a key that does not exist (the nearest ones are named) or a
-      value of another type than the default's.
+    ConfigError: a key that does not exist (the nearest ones are named), a value that
+      its setting does not take, or two values that do not go together.
   """
   resolved = default_config()
-  overlay(resolved, config or {})
+  overlay(resolved, {} if config is None else config)
+  for name, kind in declared().items():
+    if isinstance(kind, type) and hasattr(kind, 'check'):
+      settings.build(kind, resolved[name], f'config.{name}')
   return resolved
 
 
-def overlay(config: ConfigDict, changes: Any, path: str = '') -> None:
-  """Lays nested `changes` over `config`, in place; see `resolve`."""
-  if path in _FREE:
-    for name in changes:
-      config[name] = changes[name]
-    return
+def overlay(config: ConfigDict, changes: Any) -> None:
+  """Lays nested `changes` over `config`, in place; raises as `resolve` does."""
+  _assign(config, read_changes(changes))
+
+
+def read_changes(changes: Any) -> dict[str, Any]:
+  """Nested changes with each value in the type of its setting; raises as `resolve`."""
+  return _read(changes, declared(), 'config')
+
+
+def _read(changes, known, where):
+  if not hasattr(changes, 'keys'):
+    raise ConfigError(f'{where} holds keys ({", ".join(known)}), got the value '
+                      f'{settings.shown(changes)}')
+  found = {}
   for name in changes:
-    full = f'{path}.{name}' if path else name
-    if name not in config:
-      close = errors.nearest(name, config) or sorted(config)
-      raise ConfigError(
-          f'config.{full} does not exist; nearest: '
-          + ', '.join(f'config.{path + "." if path else ""}{c}' for c in close))
-    value, default = changes[name], config[name]
-    if isinstance(default, ConfigDict):
-      if not hasattr(value, 'keys'):
-        raise ConfigError(f'config.{full} holds keys '
-                          f'({", ".join(default)}), got the value {value!r}')
-      overlay(default, value, full)
+    if name not in known:
+      close = errors.nearest(name, known) or sorted(known)
+      raise ConfigError(f'{where}.{name} does not exist; nearest: '
+                        + ', '.join(f'{where}.{c}' for c in close))
+    full, kind = f'{where}.{name}', known[name]
+    if isinstance(kind, type):
+      found[name] = _read(changes[name], settings.rules(kind), full)
     else:
-      config[name] = _cast(full, value, default)
+      found[name] = _read_part(kind(changes[name], full), full)
+  return found
 
 
-def _cast(path: str, value: Any, default: Any) -> Any:
-  wanted = type(default)
-  if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if wanted is tuple and isinstance(value, list):
-    return tuple(value)
-  if type(value) is not wanted:
-    raise ConfigError(f'config.{path} must be {wanted.__name__} like its '
-                      f'default {default!r}, got {value!r}')
+def _read_part(value, where):
+  """The value, read once more where it holds part of a config itself."""
+  if where.endswith('.overrides'):
+    return _read(value, declared(), where)
+  if where.endswith('.compare.students'):
+    return tuple((name, _read(changes, declared(), f'{where}[{name!r}]'))
+                 for name, changes in value)
   return value
+
+
+def _assign(config, changes):
+  for name, value in changes.items():
+    if isinstance(value, dict) and isinstance(config.get(name), ConfigDict):
+      _assign(config[name], value)
+    else:
+      config[name] = value
 
 
 def load_file(spec: str) -> ConfigDict:
   """The config of a file `path.py` or `path.py:variant`, complete.
 
-  The file defines `get_config(variant)`, which returns what differs from the
-  defaults for '' and for each variant that its docstring names.
+  Raises:
+    ConfigError: see `config_file.read` and `resolve`.
   """
-  path, _, variant = spec.partition(':')
-  file = pathlib.Path(path)
-  if not file.is_file():
-    folder = file.parent if file.parent.is_dir() else pathlib.Path('configs')
-    close = errors.nearest(file.name, [p.name for p in folder.glob('*.py')])
-    hint = f'; nearest in {folder}: {", ".join(close)}' if close else ''
-    raise ConfigError(f'config file {path} does not exist{hint}')
-  module_spec = importlib.util.spec_from_file_location('rkd_config', file)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise ConfigError(f'{path} has no function get_config(variant)')
-  variants = getattr(module, 'VARIANTS', ())
-  if variant and variant not in variants:
-    raise errors.unknown_name(
-        f'variant of {path}', variant, filter(None, variants))
-  return resolve(module.get_config(variant))
+  return resolve(config_file.read(spec))
 
 
 def apply_flags(config: ConfigDict, arguments: list[str]) -> ConfigDict:
@@ -213,36 +117,49 @@ def apply_flags(config: ConfigDict, arguments: list[str]) -> ConfigDict:
   Raises:
     ConfigError: another argument, an unknown key or a value of a wrong type.
   """
-  names = [arg.removeprefix('--').partition('=')[0] for arg in arguments
-           if arg.startswith('--')]
-  for name in names:
+  rest = list(arguments)
+  while rest:
+    argument = rest.pop(0)
+    if not argument.startswith('--'):
+      raise ConfigError(f'unexpected argument {argument!r}; settings are '
+                        '--config.KEY=VALUE')
+    name, equals, value = argument.removeprefix('--').partition('=')
     if not name.startswith('config.'):
       raise ConfigError(
           f'unknown argument --{name}; settings are --config.KEY=VALUE')
-    _check_exists(config, name.removeprefix('config.'))
-  argv = ['rkd', *arguments]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-      'config', config, flag_values=values, lock_config=False, sys_argv=argv)
-  try:
-    rest = values(argv)
-  except (flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(str(error)) from error
-  if len(rest) > 1:
-    raise ConfigError(f'unexpected argument {rest[1]!r}; settings are '
-                      '--config.KEY=VALUE')
+    if not equals:
+      if not rest or rest[0].startswith('--'):
+        raise ConfigError(f'--{name} needs a value: --{name}=VALUE')
+      value = rest.pop(0)
+    changes = _parsed(value, _default_of(name))
+    for part in reversed(name.split('.')[1:]):
+      changes = {part: changes}
+    overlay(config, changes)
   return config
 
 
-def _check_exists(config: ConfigDict, path: str) -> None:
-  node, seen = config, 'config'
-  for part in path.split('.'):
-    if not isinstance(node, ConfigDict) or part not in node:
-      known = list(node) if isinstance(node, ConfigDict) else []
-      close = errors.nearest(part, known) or sorted(known)
-      raise ConfigError(f'config.{path} does not exist; nearest: '
-                        + ', '.join(f'{seen}.{c}' for c in close))
-    node, seen = node[part], f'{seen}.{part}'
+def _default_of(name):
+  """The default of a key, for its type; None where there is no such key."""
+  node = _defaults()
+  for part in name.split('.')[1:]:
+    node = node.get(part) if isinstance(node, dict) else None
+  return node
+
+
+def _parsed(text: str, default: Any) -> Any:
+  """What the text of a flag stands for; the text itself where it is nothing else."""
+  if isinstance(default, str):
+    return text
+  if isinstance(default, bool) and text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    pass
+  try:
+    return float(text)  # 'nan' and 'inf', which are then refused by name.
+  except ValueError:
+    return text
 
 
 def to_dict(config: ConfigDict) -> dict:

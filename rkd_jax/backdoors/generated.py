@@ -22,9 +22,11 @@ from rkd_jax.data.dataset import Split
 from rkd_jax.errors import ConfigError
 from rkd_jax.models.conv import Conv
 from rkd_jax.models.network import Network, Variables
+from rkd_jax.settings import build, count, positive, seed, share
 from rkd_jax.training import parallel, rng
 
 WIDTH = 16
+LEAST = 4  # Pixels of a side: two strided convolutions.
 
 
 class Generator(nn.Module):
@@ -78,10 +80,19 @@ class Generated(Trigger):
     return self.opacity * nn.sigmoid(mask)
 
 
+@dataclasses.dataclass(frozen=True)
+class InputAware:
+  """Settings of `input_aware`."""
+
+  seed: int = seed(0, 'Seed of the initialisation and the batches.')
+  steps: int = count(400, 'Updates.')
+  batch_size: int = count(64, 'Images in each third of a batch.')
+  density: float = share(0.05, 'Share of the image that the mask may cover.')
+  learning_rate: float = positive(2e-3, 'Learning rate of Adam, for both networks.')
+
+
 def input_aware(image_shape=(32, 32, 3), target: int = 0, *, network: Network,
-                variables: Variables, split: Split, seed: int = 0, steps: int = 400,
-                batch_size: int = 64, density: float = 0.05,
-                learning_rate: float = 2e-3) -> Generated:
+                variables: Variables, split: Split, **options: Any) -> Generated:
   """Trains the generator beside a copy of a classifier (their eq. 4 and 8).
 
   Each step takes a batch in three thirds: triggered (label: the target), cross
@@ -94,22 +105,19 @@ def input_aware(image_shape=(32, 32, 3), target: int = 0, *, network: Network,
     target: the attacker's class.
     network, variables: a clean classifier; it is copied.
     split: training images and labels.
-    seed: of the initialisation and the batches.
-    steps: updates.
-    batch_size: of each third.
-    density: share of the image that the mask may cover.
-    learning_rate: of Adam, for both.
+    **options: What differs from the defaults of `InputAware`.
 
   Raises:
-    ConfigError: a wrong shape or target, or images of another shape.
+    ConfigError: a wrong shape, target or option, or images of another shape.
   """
-  shape = check(image_shape, target, least=4)
+  chosen = build(InputAware, options, 'input_aware')
+  shape = check(image_shape, target, least=LEAST)
   if tuple(split.image.shape[1:]) != shape:
     raise ConfigError(f'image_shape is {shape}, the images are '
                       f'{tuple(split.image.shape[1:])}')
-  init_key, order_key = jax.random.split(rng.stream(seed, 'input_aware'))
+  init_key, order_key = jax.random.split(rng.stream(chosen.seed, 'input_aware'))
   params = Generator(shape[2]).init(init_key, jnp.zeros((1, *shape)))['params']
-  tx = optax.adam(learning_rate)
+  tx = optax.adam(chosen.learning_rate)
   make = lambda params: Generated('input_aware', target, shape, params=params)
 
   def loss_fn(both, stats, image, label):
@@ -120,7 +128,7 @@ def input_aware(image_shape=(32, 32, 3), target: int = 0, *, network: Network,
         {'params': both['classifier'], 'batch_stats': stats},
         jnp.concatenate([triggered, cross, image]))
     loss = losses.cross_entropy(logits, jnp.concatenate([third, label, label]))
-    excess = jnp.maximum(trigger.mask_of(image) - density, 0)
+    excess = jnp.maximum(trigger.mask_of(image) - chosen.density, 0)
     return (jnp.mean(loss) + jnp.mean(diversity(trigger, image))
             + jnp.mean(excess)), after['batch_stats']
 
@@ -136,7 +144,8 @@ def input_aware(image_shape=(32, 32, 3), target: int = 0, *, network: Network,
     carry = both, stats, tx.init(both)
     return lax.scan(lambda c, i: step(c, i, data), carry, order)[0][0]['generator']
 
-  order = jax.random.randint(order_key, (steps, batch_size), 0, len(split))
+  order = jax.random.randint(order_key, (chosen.steps, chosen.batch_size), 0,
+                             len(split))
   both = {'generator': params, 'classifier': variables['params']}
   return make(train(both, variables['batch_stats'], jax.device_put(split), order))
 

@@ -11,9 +11,9 @@ from rkd_jax import attacks
 from rkd_jax.backdoors.trigger import Trigger, check_share, check_target
 from rkd_jax.data.dataset import Split
 from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.sections import MODES
 from rkd_jax.training import parallel, rng
 
-MODES = ('all_to_one', 'all_to_all')
 _CHUNK = 500  # Images that are on the device at a time.
 
 

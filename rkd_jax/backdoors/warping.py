@@ -1,13 +1,14 @@
 """WaNet: an elastic warp that no eye sees (Nguyen and Tran 2021, arXiv:2102.10369)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax.backdoors.trigger import Trigger, check
-from rkd_jax.errors import ConfigError
+from rkd_jax.settings import build, count, positive, seed
 
 _CUBIC = -0.75  # The a of the cubic kernel, as in torch's bicubic interpolation.
 
@@ -37,8 +38,17 @@ class Warp(Trigger):
         images, extra)
 
 
-def wanet(image_shape=(32, 32, 3), target: int = 0, *, grid: int = 4,
-          strength: float = 0.5, seed: int = 0) -> Warp:
+@dataclasses.dataclass(frozen=True)
+class WaNet:
+  """Settings of `wanet`."""
+
+  grid: int = count(4, 'Control points k of an axis.', least=2, most=1000)
+  strength: float = positive(
+      0.5, 'Strength s; images of more than 32 pixels want more.')
+  seed: int = seed(0, 'Seed of the displacements.')
+
+
+def wanet(image_shape=(32, 32, 3), target: int = 0, **options: Any) -> Warp:
   """A smooth random warp (sec. 3.2).
 
   A grid of random displacements, scaled to a mean size of `strength` / 2 pixels
@@ -48,25 +58,23 @@ def wanet(image_shape=(32, 32, 3), target: int = 0, *, grid: int = 4,
   Args:
     image_shape: (H, W, C).
     target: the attacker's class.
-    grid: k >= 2, control points an axis.
-    strength: s > 0; images of more than 32 pixels want more.
-    seed: of the displacements.
+    **options: What differs from the defaults of `WaNet`.
 
   Raises:
-    ConfigError: a wrong shape, target, grid or strength.
+    ConfigError: a wrong shape, target or option.
   """
   shape = check(image_shape, target, least=2)
-  if grid < 2 or not strength > 0:
-    raise ConfigError(f'grid must be >= 2 and strength > 0, got {grid} and {strength}')
+  chosen = build(WaNet, options, 'wanet')
+  grid = chosen.grid
   control = np.asarray(jax.random.uniform(
-      jax.random.key(seed), (grid, grid, 2), minval=-1, maxval=1), np.float64)
+      jax.random.key(chosen.seed), (grid, grid, 2), minval=-1, maxval=1), np.float64)
   control /= np.mean(np.abs(control))
   rows, columns = (upsampling(grid, size) for size in shape[:2])
   smooth = np.einsum('hi,wj,ijc->hwc', rows, columns, control)
   # In [-1, 1] the code moves by s * field / H; a pixel is 2 / (H - 1) of that.
   scale = np.array([(n - 1) / (2 * n) for n in shape[:2]])
   return Warp('wanet', target, shape,
-              field=jnp.asarray(strength * smooth * scale, jnp.float32))
+              field=jnp.asarray(chosen.strength * smooth * scale, jnp.float32))
 
 
 def upsampling(count: int, size: int) -> np.ndarray:

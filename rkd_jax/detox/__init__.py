@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from rkd_jax import settings as declarations
 from rkd_jax.data.dataset import Split
 from rkd_jax.detox import (
     anp,
@@ -24,7 +25,7 @@ from rkd_jax.detox import (
     unlearning,
 )
 from rkd_jax.detox.detection import detect
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.errors import unknown_name
 from rkd_jax.models.network import Network, Variables
 
 METHODS = {'masks': masks, 'gates': gates, 'new_head': new_head,
@@ -32,7 +33,7 @@ METHODS = {'masks': masks, 'gates': gates, 'new_head': new_head,
            'finetune': finetune, 'fine_pruning': fine_pruning, 'nad': nad, 'anp': anp,
            'i_bau': i_bau, 'ft_sam': ft_sam}
 
-__all__ = ['METHODS', 'complete', 'defaults', 'describe', 'detect', 'run']
+__all__ = ['METHODS', 'check', 'check_settings', 'defaults', 'describe', 'detect', 'run']
 
 
 def run(name: str, network: Network, variables: Variables, split: Split,
@@ -50,31 +51,42 @@ def run(name: str, network: Network, variables: Variables, split: Split,
   Raises:
     ConfigError: unknown name or setting, or a value out of its range.
   """
-  settings = complete(name, settings or {})
-  return METHODS[name].run(network, variables, split, settings, key=key)
+  return _module(name).run(network, variables, split,
+                           check_settings(name, settings or {}), key=key)
 
 
-def complete(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings with their defaults; ConfigError for an unknown name or kind."""
-  known = defaults(name)
-  for key, value in settings.items():
-    if key not in known:
-      raise unknown_name(f'setting of {name}', key, known)
-    if isinstance(known[key], float) and type(value) is int:
-      continue
-    if type(value) is not type(known[key]):
-      raise ConfigError(f'{name}.{key} must be {type(known[key]).__name__} like its '
-                        f'default {known[key]!r}, got {value!r}')
-  return {**known, **settings}
+def check_settings(name: str, settings: Mapping[str, Any]) -> Any:
+  """The settings, checked; ConfigError for an unknown name or a bad value."""
+  return declarations.build(_module(name).Settings, settings, name)
+
+
+def check(name: str, settings: Mapping[str, Any], network: Network, variables: Variables,
+          num_classes: int) -> None:
+  """Raises ConfigError where a defence would refuse a teacher or the settings.
+
+  Args:
+    name: a key of `METHODS`.
+    settings: what differs from `defaults(name)`.
+    network: the teacher.
+    variables: its variables, or their shapes.
+    num_classes: K.
+  """
+  complete = check_settings(name, settings)
+  if hasattr(METHODS[name], 'check'):
+    METHODS[name].check(complete, network, variables, num_classes)
 
 
 def defaults(name: str) -> dict[str, Any]:
   """A defence's settings; ConfigError for an unknown name."""
-  if name not in METHODS:
-    raise unknown_name('defence', name, METHODS)
-  return dict(METHODS[name].DEFAULTS)
+  return declarations.defaults(_module(name).Settings)
 
 
 def describe() -> dict[str, str]:
   """One line about every defence, by name."""
   return {name: module.SUMMARY for name, module in METHODS.items()}
+
+
+def _module(name):
+  if name not in METHODS:
+    raise unknown_name('defence', name, METHODS)
+  return METHODS[name]

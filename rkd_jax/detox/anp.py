@@ -1,5 +1,7 @@
 """ANP: prune neurons that an adversary of the weights would use (arXiv:2110.14430)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,25 @@ from rkd_jax import losses
 from rkd_jax.detox.descent import repeat
 from rkd_jax.detox.layers import accuracy
 from rkd_jax.errors import ConfigError
+from rkd_jax.settings import count, not_negative, positive, share
+
+_STEP = 0.05  # Between the thresholds that are tried.
 
 SUMMARY = 'ANP: prunes the channels that are sensitive to perturbed weights'
 
-DEFAULTS = {'eps': 0.4, 'trade_off': 0.2, 'threshold': 0.95, 'accuracy_loss': 0.1,
-            'steps': 2000, 'learning_rate': 0.2, 'batch_size': 64}
-_STEP = 0.05  # Between the thresholds that are tried.
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `anp`."""
+
+  eps: float = not_negative(0.4, 'Size of the perturbations, relative to the weights.')
+  trade_off: float = share(0.2, 'Weight of the loss without perturbations.')
+  threshold: float = share(0.95, 'The largest threshold of the masks that is tried.')
+  accuracy_loss: float = share(0.1, 'What pruning may cost on the clean images.')
+  steps: int = count(2000, 'Updates.', least=0)
+  learning_rate: float = positive(0.2, 'Learning rate of SGD on the masks.')
+  batch_size: int = count(64, 'Images in a batch.')
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -31,28 +46,21 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher, in evaluation mode throughout.
     split: clean images and labels.
-    settings: `eps` >= 0, `trade_off`, `threshold` and `accuracy_loss` in [0, 1],
-      `steps`, `learning_rate` of SGD on the masks, `batch_size`.
+    settings: See `Settings`.
     key: of the batches and the perturbations' starts.
 
   Returns:
     (network, variables).
 
   Raises:
-    ConfigError: a setting out of its range, or a network without channels.
+    ConfigError: a network without channels.
   """
-  for name in ('trade_off', 'threshold', 'accuracy_loss'):
-    if not 0 <= settings[name] <= 1:
-      raise ConfigError(f'{name} must be in [0, 1], got {settings[name]}')
-  if not settings['eps'] >= 0:
-    raise ConfigError(f'eps must be >= 0, got {settings["eps"]}')
+  check(settings, network, variables, None)
   flat = traverse_util.flatten_dict(variables['params'])
   channels = channel_weights(flat)
-  if not channels:
-    raise ConfigError('the network has neither BatchNorm nor convolutions to prune')
   rest = {name: tree for name, tree in variables.items() if name != 'params'}
-  eps, share = settings['eps'], settings['trade_off']
-  tx = optax.sgd(settings['learning_rate'], momentum=0.9)
+  eps, share = settings.eps, settings.trade_off
+  tx = optax.sgd(settings.learning_rate, momentum=0.9)
 
   def loss(mask, noise, image, label):
     params = perturbed(flat, channels, mask, noise)
@@ -77,17 +85,24 @@ def run(network, variables, split, settings, *, key):
 
   start = {path: jnp.ones(flat[path].shape[-1]) for path in channels}
   mask, _ = repeat(step, (start, tx.init(start)), split, key=key,
-                   steps=settings['steps'], batch_size=settings['batch_size'])
+                   steps=settings.steps, batch_size=settings.batch_size)
   pruned = lambda threshold: {**rest, 'params': perturbed(flat, channels, {
       path: (m >= threshold).astype(jnp.float32) for path, m in mask.items()})}
   best = variables
-  least = accuracy(network, variables, split) - settings['accuracy_loss']
-  for threshold in np.arange(_STEP, settings['threshold'] + 1e-9, _STEP):
+  least = accuracy(network, variables, split) - settings.accuracy_loss
+  for threshold in np.arange(_STEP, settings.threshold + 1e-9, _STEP):
     tried = pruned(threshold)
     if accuracy(network, tried, split) < least:
       break
     best = tried
   return network, best
+
+
+def check(settings, network, variables, num_classes) -> None:
+  """Raises ConfigError for a network without channels."""
+  del settings, network, num_classes
+  if not channel_weights(traverse_util.flatten_dict(variables['params'])):
+    raise ConfigError('the network has neither BatchNorm nor convolutions to prune')
 
 
 def channel_weights(flat) -> tuple:

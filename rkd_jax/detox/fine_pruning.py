@@ -1,17 +1,26 @@
 """Fine-Pruning (Liu et al. 2018, arXiv:1805.12185): prune what sleeps, then tune."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax.detox import finetune
 from rkd_jax.detox import layers as layers_lib
-from rkd_jax.errors import ConfigError
 from rkd_jax.models import masked
+from rkd_jax.settings import share, text
 
 SUMMARY = 'Fine-Pruning: dormant channels of the last stage off, then fine-tuning'
 
-DEFAULTS = {**finetune.DEFAULTS, 'accuracy_loss': 0.1, 'layer': ''}
+
+@dataclasses.dataclass(frozen=True)
+class Settings(finetune.Settings):
+  """Settings of `fine_pruning`."""
+
+  accuracy_loss: float = share(0.1, 'What pruning may cost on the clean images.')
+  layer: str = text('', "The layer that is pruned; '' for the last stage.")
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -20,24 +29,20 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: those of `finetune`, `accuracy_loss` in [0, 1], what pruning may cost
-      on `split`, and `layer`, '' for the last stage.
+    settings: See `Settings`.
     key: of the batches.
 
   Returns:
     (network, variables), see `models.masked`; a pruned channel is constantly 0.
 
   Raises:
-    ConfigError: a setting out of its range, or a layer that is not tapped.
+    ConfigError: a layer that is not tapped.
   """
-  if not 0 <= settings['accuracy_loss'] <= 1:
-    raise ConfigError(
-        f'accuracy_loss must be in [0, 1], got {settings["accuracy_loss"]}')
-  layer = layers_lib.named(network, settings['layer'])[-1]
+  layer = layers_lib.named(network, settings.layer)[-1]
   mean = layers_lib.average(network, variables, split.image)[layer]
   order = np.argsort(np.asarray(mean).reshape(-1, mean.shape[-1]).mean(0))
   count = most_pruned(network, variables, split, layer, order,
-                      settings['accuracy_loss'])
+                      settings.accuracy_loss)
   network, variables = _pruned(network, variables, layer, order, count)
   return network, finetune.tuned(network, variables, split, settings, key=key)
 
@@ -58,3 +63,9 @@ def _pruned(network, variables, layer, order, count):
   off = jnp.zeros(len(order)).at[order[:count]].set(1)
   return masked.wrap(network, jax.tree.map(jnp.asarray, variables), {
       layer: {'mask': off, 'reference': jnp.zeros(len(order))}})
+
+
+def check(settings, network, variables, num_classes) -> None:
+  """Raises ConfigError for a layer that the network does not tap."""
+  del variables, num_classes
+  layers_lib.named(network, settings.layer)

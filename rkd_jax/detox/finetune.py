@@ -1,15 +1,27 @@
 """Fine-tuning on clean images: the defence that every other one must beat."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import optax
 
 from rkd_jax import losses
 from rkd_jax.detox.descent import descend
+from rkd_jax.settings import count, not_negative, positive
 from rkd_jax.training.schedules import sgd_direction
 
 SUMMARY = 'fine-tuning on clean images'
 
-DEFAULTS = {'steps': 400, 'learning_rate': 0.01, 'weight_decay': 5e-4, 'batch_size': 64}
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `finetune`."""
+
+  steps: int = count(400, 'Updates.', least=0)
+  learning_rate: float = positive(0.01, 'Learning rate of SGD, constant.')
+  weight_decay: float = not_negative(5e-4, 'Weight decay.')
+  batch_size: int = count(64, 'Images in a batch.')
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -18,7 +30,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: `steps`, `learning_rate`, `weight_decay`, `batch_size`.
+    settings: See `Settings`.
     key: of the batches.
 
   Returns:
@@ -47,12 +59,12 @@ def tuned(network, variables, split, settings, *, key, extra=None):
 
   params, rest = descend(
       loss_fn, variables['params'], rest, split, optimiser(settings), key=key,
-      steps=settings['steps'], batch_size=settings['batch_size'])
+      steps=settings.steps, batch_size=settings.batch_size)
   return {**rest, 'params': params}
 
 
 def optimiser(settings):
   """SGD of constant rate, momentum 0.9."""
   return optax.chain(
-      sgd_direction(momentum=0.9, weight_decay=settings['weight_decay']),
-      optax.scale(-settings['learning_rate']))
+      sgd_direction(momentum=0.9, weight_decay=settings.weight_decay),
+      optax.scale(-settings.learning_rate))

@@ -1,17 +1,26 @@
 """FT-SAM: fine-tuning towards flat minima (Zhu et al. 2023, arXiv:2304.11823)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from rkd_jax.detox import finetune
 from rkd_jax.detox.descent import repeat
-from rkd_jax.detox.finetune import DEFAULTS as FINETUNE
 from rkd_jax.detox.finetune import optimiser
-from rkd_jax.errors import ConfigError
+from rkd_jax.settings import not_negative, share
 
 SUMMARY = 'FT-SAM: fine-tuning against the worst weights nearby'
 
-DEFAULTS = {**FINETUNE, 'rho': 2.0, 'smoothing': 0.1}
+
+@dataclasses.dataclass(frozen=True)
+class Settings(finetune.Settings):
+  """Settings of `ft_sam`."""
+
+  rho: float = not_negative(2.0, 'Radius of the neighbourhood, relative to |w|.')
+  smoothing: float = share(0.1, 'Label smoothing.')
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -20,25 +29,19 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: those of `finetune`; `rho` >= 0, and label `smoothing` in [0, 1].
+    settings: See `Settings`.
     key: of the batches.
 
   Returns:
     (network, variables).
-
-  Raises:
-    ConfigError: a setting out of its range.
   """
-  if not settings['rho'] >= 0 or not 0 <= settings['smoothing'] <= 1:
-    raise ConfigError(f'rho must be >= 0 and smoothing in [0, 1], got '
-                      f'{settings["rho"]} and {settings["smoothing"]}')
   tx = optimiser(settings)
   rest = {name: tree for name, tree in variables.items() if name != 'params'}
 
   def loss_fn(params, rest, image, label):
     logits, after = network.train({**rest, 'params': params}, image)
     wanted = optax.smooth_labels(
-        jax.nn.one_hot(label, logits.shape[-1]), settings['smoothing'])
+        jax.nn.one_hot(label, logits.shape[-1]), settings.smoothing)
     loss = jnp.mean(optax.softmax_cross_entropy(logits, wanted))
     return loss, {name: after[name] for name in rest}
 
@@ -46,14 +49,14 @@ def run(network, variables, split, settings, *, key):
     del key
     params, rest, optimizer = state
     grads, _ = jax.grad(loss_fn, has_aux=True)(params, rest, image, label)
-    there = worst_nearby(params, grads, settings['rho'])
+    there = worst_nearby(params, grads, settings.rho)
     grads, rest = jax.grad(loss_fn, has_aux=True)(there, rest, image, label)
     updates, optimizer = tx.update(grads, optimizer, params)
     return optax.apply_updates(params, updates), rest, optimizer
 
   params, rest, _ = repeat(
       step, (variables['params'], rest, tx.init(variables['params'])), split, key=key,
-      steps=settings['steps'], batch_size=settings['batch_size'])
+      steps=settings.steps, batch_size=settings.batch_size)
   return network, {**rest, 'params': params}
 
 

@@ -6,21 +6,34 @@ and the head is trained anew with the gates, both against universal perturbation
 (one a class) that try to make the network say their class: what carries them is shut.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from rkd_jax.detox import head, universal_training
 from rkd_jax.detox import layers as layers_lib
-from rkd_jax.errors import ConfigError
 from rkd_jax.models import masked
+from rkd_jax.settings import flag, not_negative, text
+
+_OPEN = 3.0  # Gates start at sigmoid(3) = 0.95.
 
 SUMMARY = 'channel gates and a new head against universal perturbations'
 
-DEFAULTS = {
-    **universal_training.DEFAULTS,
-    'penalty': 0.01, 'layers': '', 'head': True, 'weights': False}
-_OPEN = 3.0  # Gates start at sigmoid(3) = 0.95.
+
+@dataclasses.dataclass(frozen=True)
+class Settings(universal_training.Settings):
+  """Settings of `gates`."""
+
+  penalty: float = not_negative(0.01, 'Weight of the mean of all gates.')
+  layers: str = text(
+      '', "'stage1,features'; '' for every stage and the penultimate vector.")
+  head: bool = flag(
+      True, 'Whether the classifier is drawn anew and trained with the gates.')
+  weights: bool = flag(
+      False, 'Whether all weights of the teacher are trained too.')
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -31,31 +44,24 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings:
-      those of `universal_training.train`, and
-      penalty: on open gates, >= 0.
-      layers: 'stage1,features'; '' for every stage and the penultimate vector.
-      head: whether the classifier is drawn anew and trained with the gates.
-      weights: whether all weights of the teacher are trained too.
+    settings: See `Settings`.
     key: of batches, perturbations and the new head.
 
   Returns:
     (network, variables), see `models.masked`.
 
   Raises:
-    ConfigError: a setting out of its range, or a layer that is not tapped.
+    ConfigError: a layer that is not tapped.
   """
-  if not settings['penalty'] >= 0:
-    raise ConfigError(f'penalty must be >= 0, got {settings["penalty"]}')
-  names = layers_lib.named(network, settings['layers'])
-  if not settings['layers']:
+  names = layers_lib.named(network, settings.layers)
+  if not settings.layers:
     names = (*names, 'features')
   clean = layers_lib.average(network, variables, split.image)
   params = variables['params']
-  if settings['head']:
+  if settings.head:
     params = head.drawn_anew(params, key)
-  trained = traverse_util.flatten_dict(params) if settings['weights'] else (
-      head.of(params) if settings['head'] else {})
+  trained = traverse_util.flatten_dict(params) if settings.weights else (
+      head.of(params) if settings.head else {})
   state = {
       'gates': {name: jnp.full(clean[name].shape[-1], _OPEN) for name in names},
       'weights': trained}
@@ -68,7 +74,13 @@ def run(network, variables, split, settings, *, key):
 
   def penalty(free):
     is_open = sum(jnp.mean(jax.nn.sigmoid(g)) for g in free['gates'].values())
-    return settings['penalty'] * is_open
+    return settings.penalty * is_open
 
   return build(universal_training.train(
       build, state, split, settings, key=key, penalty=penalty))
+
+
+def check(settings, network, variables, num_classes) -> None:
+  """Raises ConfigError for a layer that the network does not tap."""
+  del variables, num_classes
+  layers_lib.named(network, settings.layers)

@@ -1,5 +1,7 @@
 """I-BAU: unlearning by implicit hypergradients (Zeng et al. 2022, arXiv:2110.03735)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,12 +9,25 @@ from jax import lax
 
 from rkd_jax import losses
 from rkd_jax.detox.descent import repeat
-from rkd_jax.errors import ConfigError
+from rkd_jax.settings import count, positive
 
 SUMMARY = 'I-BAU: unlearns the worst universal perturbation, implicit gradients'
 
-DEFAULTS = {'rounds': 5, 'steps': 40, 'learning_rate': 1e-3, 'inner_steps': 20,
-            'radius': 3.0, 'inner_rate': 0.3, 'fixed_point_steps': 5, 'batch_size': 64}
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `i_bau`."""
+
+  rounds: int = count(5, 'How often a perturbation is searched and unlearnt.')
+  steps: int = count(40, 'Updates of the weights in a round.', least=0)
+  learning_rate: float = positive(1e-3, 'Learning rate of Adam.')
+  inner_steps: int = count(20, 'Steps of the search for the perturbation.', least=0)
+  radius: float = positive(3.0, 'L2 radius of the perturbation; pixels in [0, 1].')
+  inner_rate: float = positive(0.3, 'L2 length of a step of the search.')
+  fixed_point_steps: int = count(
+      5, 'Terms of the series of the hypergradient; 0: the direct gradient.', least=0)
+  batch_size: int = count(64, 'Images in a batch.')
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -25,20 +40,14 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher, in evaluation mode throughout.
     split: clean images and labels.
-    settings: `rounds`, `steps`, `learning_rate`, `inner_steps`, `radius` and
-      `inner_rate` (lengths in pixel units), `fixed_point_steps`, `batch_size`.
+    settings: See `Settings`.
     key: of the batches.
 
   Returns:
     (network, variables).
-
-  Raises:
-    ConfigError: the radius is not positive.
   """
-  if not settings['radius'] > 0:
-    raise ConfigError(f'radius must be > 0, got {settings["radius"]}')
   rest = {name: tree for name, tree in variables.items() if name != 'params'}
-  tx = optax.adam(settings['learning_rate'])
+  tx = optax.adam(settings.learning_rate)
   shape = split.image.shape[1:]
 
   def loss(params, delta, image, label):
@@ -56,27 +65,27 @@ def run(network, variables, split, settings, *, key):
     grads = hypergradient(
         lambda w, d: loss(w, d, image, label),
         lambda w, d: moved(lambda e: loss(w, e, image, label), d, settings),
-        params, delta, settings['fixed_point_steps'])
+        params, delta, settings.fixed_point_steps)
     updates, optimizer = tx.update(grads, optimizer, params)
     return optax.apply_updates(params, updates), delta, optimizer
 
   params = variables['params']
   optimizer = tx.init(params)
-  for number in range(settings['rounds']):
+  for number in range(settings.rounds):
     keys = jax.random.split(jax.random.fold_in(key, number))
-    size = {'batch_size': settings['batch_size']}
+    size = {'batch_size': settings.batch_size}
     delta = repeat(inner, (params, jnp.zeros(shape)), split,
-                   steps=settings['inner_steps'], key=keys[0], **size)[1]
+                   steps=settings.inner_steps, key=keys[0], **size)[1]
     params, _, optimizer = repeat(outer, (params, delta, optimizer), split,
-                                  steps=settings['steps'], key=keys[1], **size)
+                                  steps=settings.steps, key=keys[1], **size)
   return network, {**rest, 'params': params}
 
 
 def moved(loss, delta, settings):
   """One step of ascent, of length `inner_rate`, projected to the radius."""
   grad = jax.grad(loss)(delta)
-  delta = delta + settings['inner_rate'] * grad / (_norm(grad) + 1e-12)
-  return delta * jnp.minimum(1, settings['radius'] / (_norm(delta) + 1e-12))
+  delta = delta + settings.inner_rate * grad / (_norm(grad) + 1e-12)
+  return delta * jnp.minimum(1, settings.radius / (_norm(delta) + 1e-12))
 
 
 def hypergradient(loss, follow, params, delta, steps: int):

@@ -1,14 +1,23 @@
 """NAD: a fine-tuned copy teaches the network where to look (arXiv:2101.05930)."""
 
+import dataclasses
+
 from rkd_jax.detox import finetune
 from rkd_jax.detox import layers as layers_lib
-from rkd_jax.errors import ConfigError
 from rkd_jax.losses import features
 from rkd_jax.models.taps import with_features
+from rkd_jax.settings import not_negative, text
 
 SUMMARY = 'NAD: attention transfer from a fine-tuned copy'
 
-DEFAULTS = {**finetune.DEFAULTS, 'beta': 1000.0, 'layers': ''}
+
+@dataclasses.dataclass(frozen=True)
+class Settings(finetune.Settings):
+  """Settings of `nad`."""
+
+  beta: float = not_negative(1000.0, 'Weight of the attention distance.')
+  layers: str = text('', "'stage1,stage3'; '' for every stage.")
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -17,26 +26,29 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: those of `finetune`, for the copy and for the network; `beta` >= 0;
-      `layers`, '' for every stage.
+    settings: See `Settings`; those of `finetune` are for the copy too.
     key: of the batches.
 
   Returns:
     (network, variables).
 
   Raises:
-    ConfigError: beta < 0, or a layer that is not a tapped feature map.
+    ConfigError: a layer that is not a tapped feature map.
   """
-  if not settings['beta'] >= 0:
-    raise ConfigError(f'beta must be >= 0, got {settings["beta"]}')
-  names = layers_lib.named(network, settings['layers'])
+  names = layers_lib.named(network, settings.layers)
   copy = finetune.tuned(network, variables, split, settings, key=key)
 
   def distance(mine, image):
     ours = with_features(network.module, mine, image)[1]
     theirs = with_features(network.module, copy, image)[1]
-    return settings['beta'] * sum(
+    return settings.beta * sum(
         features.attention(ours[name], theirs[name]).mean() for name in names)
 
   return network, finetune.tuned(
       network, variables, split, settings, key=key, extra=distance)
+
+
+def check(settings, network, variables, num_classes) -> None:
+  """Raises ConfigError for a layer that the network does not tap."""
+  del variables, num_classes
+  layers_lib.named(network, settings.layers)

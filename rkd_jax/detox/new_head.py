@@ -9,7 +9,7 @@ from rkd_jax.detox import head, universal_training
 
 SUMMARY = 'a new classifier against universal perturbations, one a class'
 
-DEFAULTS = universal_training.DEFAULTS
+Settings = universal_training.Settings
 
 
 def run(network, variables, split, settings, *, key):
@@ -18,14 +18,11 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher; its other weights do not change.
     split: clean images and labels.
-    settings: those of `universal_training.train`.
+    settings: See `Settings`.
     key: of the classifier, batches and perturbations.
 
   Returns:
     (network, variables).
-
-  Raises:
-    ConfigError: a setting out of its range.
   """
   build = lambda free: (network, head.replaced(variables, free))
   return build(universal_training.train(

@@ -8,7 +8,6 @@ from rkd_jax import losses
 from rkd_jax.data.batches import to_float
 from rkd_jax.data.dataset import Split
 from rkd_jax.detox.descent import repeat
-from rkd_jax.errors import ConfigError
 from rkd_jax.training import parallel
 
 
@@ -47,13 +46,6 @@ def ascend(fn, images, classes, deltas, *, eps: float, step_size: float) -> jax.
   return jnp.clip(moved, -eps, eps)
 
 
-def check(settings) -> None:
-  """Raises ConfigError where `eps` is not >= 0 or `restart_every` not >= 1."""
-  for name, least in (('eps', 0), ('restart_every', 1)):
-    if not settings[name] >= least:
-      raise ConfigError(f'{name} must be >= {least}, got {settings[name]}')
-
-
 def chase(fn, images, classes, deltas, count, key, settings) -> jax.Array:
   """The perturbations after the ascent of one update of the weights, which they follow.
 
@@ -63,10 +55,10 @@ def chase(fn, images, classes, deltas, count, key, settings) -> jax.Array:
     key: of such a start.
     settings: `eps`, `attack_steps` (of eps / 5) and `restart_every`.
   """
-  eps = settings['eps']
+  eps = settings.eps
   fresh = start(len(deltas), deltas.shape[1:], eps, key)
-  deltas = jnp.where(count % settings['restart_every'] == 0, fresh, deltas)
-  for _ in range(settings['attack_steps']):
+  deltas = jnp.where(count % settings.restart_every == 0, fresh, deltas)
+  for _ in range(settings.attack_steps):
     deltas = ascend(fn, images, classes, deltas, eps=eps, step_size=eps / 5)
   return deltas
 

@@ -1,6 +1,7 @@
 """Training parts of a teacher against universal perturbations, one for each class."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,14 +12,25 @@ from rkd_jax import losses
 from rkd_jax.data.dataset import Split
 from rkd_jax.detox import head, universal
 from rkd_jax.detox.descent import repeat
-from rkd_jax.errors import ConfigError
-
-DEFAULTS = {
-    'eps': 0.1, 'attack_steps': 2, 'restart_every': 50, 'weight': 1.0, 'steps': 600,
-    'learning_rate': 5e-3, 'batch_size': 64}
+from rkd_jax.settings import count, not_negative, positive, radius
 
 
-def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any], *,
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `universal_training`."""
+
+  eps: float = radius(0.1, 'L-inf radius of the perturbations; pixels in [0, 1].')
+  attack_steps: int = count(
+      2, 'Steps of the perturbations, of eps / 5, in every update.', least=0)
+  restart_every: int = count(50, 'Updates after which the perturbations start anew.')
+  weight: float = not_negative(1.0, 'Weight of the loss on perturbed images.')
+  steps: int = count(600, 'Updates.', least=0)
+  learning_rate: float = positive(5e-3, 'Learning rate of Adam.')
+  batch_size: int = count(64, 'Images in a batch.')
+
+
+
+def train(build: Callable, free: Any, split: Split, settings: Settings, *,
           key: jax.Array, penalty: Callable[[Any], jax.Array] | None = None) -> Any:
   """Minimises CE(x, y) + weight * CE(x + d_k, y) + penalty over `free`.
 
@@ -29,25 +41,14 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
     build: `build(free) -> (network, variables)`, pure; used in evaluation mode.
     free: pytree that is optimised by Adam.
     split: clean images (uint8) and labels.
-    settings:
-      eps: radius in pixel units, >= 0.
-      attack_steps: steps of the perturbations, of eps / 5, in every update.
-      restart_every: updates after which the perturbations start anew, >= 1.
-      weight: of the loss on perturbed images, >= 0.
-      steps, learning_rate, batch_size: of Adam.
+    settings: See `Settings`.
     key: of batches and perturbations.
     penalty: `penalty(free) -> scalar`; None: nothing.
 
   Returns:
     `free` after the last step.
-
-  Raises:
-    ConfigError: a setting out of its range.
   """
-  universal.check(settings)
-  if not settings['weight'] >= 0:
-    raise ConfigError(f'weight must be >= 0, got {settings["weight"]}')
-  tx = optax.adam(settings['learning_rate'])
+  tx = optax.adam(settings.learning_rate)
   shape = split.image.shape[1:]
   num_classes = head.num_classes(*build(free), shape)
 
@@ -59,7 +60,7 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
     logits = fn_of(free)(jnp.concatenate([image, bad]))
     clean, attacked = jnp.split(losses.cross_entropy(
         logits, jnp.concatenate([label, label])), 2)
-    loss = jnp.mean(clean + settings['weight'] * attacked)
+    loss = jnp.mean(clean + settings.weight * attacked)
     return loss if penalty is None else loss + penalty(free)
 
   def step(state, image, label, key):
@@ -72,6 +73,6 @@ def train(build: Callable, free: Any, split: Split, settings: Mapping[str, Any],
     updates, optimizer = tx.update(grads, optimizer, free)
     return optax.apply_updates(free, updates), optimizer, deltas, count + 1
 
-  deltas = universal.start(num_classes, shape, settings['eps'], key)
+  deltas = universal.start(num_classes, shape, settings.eps, key)
   return repeat(step, (free, tx.init(free), deltas, jnp.int32(0)), split, key=key,
-                steps=settings['steps'], batch_size=settings['batch_size'])[0]
+                steps=settings.steps, batch_size=settings.batch_size)[0]

@@ -7,19 +7,32 @@ and a perturbation that turn images into the attacker's classes come to mean not
 perturbation follows the weights, so that it is not merely moved.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from rkd_jax.detox import neural_cleanse, reversed_trigger, universal
 from rkd_jax.detox.descent import repeat
+from rkd_jax.settings import count, positive
 
 SUMMARY = 'all weights against the patch and perturbation that detection finds'
 
-DEFAULTS = {
-    'classes': 0, 'eps': 0.1, 'search_steps': 300, 'attack_steps': 2,
-    'restart_every': 50, 'temperature': 2.0, 'weight': 1.0, 'steps': 1000,
-    'learning_rate': 1e-3, 'batch_size': 64}
+
+@dataclasses.dataclass(frozen=True)
+class Settings(reversed_trigger.Settings):
+  """Settings of `unlearning`."""
+
+  attack_steps: int = count(
+      2, 'Steps of the perturbations, of eps / 5, in every update.', least=0)
+  restart_every: int = count(50, 'Updates after which the perturbations start anew.')
+  steps: int = count(1000, 'Updates.', least=0)
+  learning_rate: float = positive(
+      1e-3, 'Learning rate of Adam at the start; the default is for small networks, a '
+      'WRN-28-4 takes 1e-4 with a temperature of 4. A rate that is too high shows in '
+      'the accuracy on clean images.')
+
 
 
 def run(network, variables, split, settings, *, key):
@@ -34,29 +47,21 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings:
-      classes, search_steps, temperature, weight: as in `reversed_trigger`.
-      eps: of the perturbations, here and in detection, >= 0.
-      attack_steps: steps of the perturbations, of eps / 5, in every update.
-      restart_every: updates after which the perturbations start anew, >= 1.
-      steps, learning_rate, batch_size: of the weights. The default rate is for small
-        networks; a WRN-28-4 takes 1e-4, with a temperature of 4. A rate that is too
-        high shows in the accuracy on clean images.
+    settings: See `Settings`.
     key: of the reversal, the batches and the perturbations.
 
   Returns:
     (network, variables).
 
   Raises:
-    ConfigError: a setting out of its range, or more classes than the teacher has.
+    ConfigError: more classes than the teacher has.
   """
   old = lambda images: network.predict(variables, images)
-  universal.check(settings)
   found = reversed_trigger.search(network, variables, split, settings, key)
-  attacked = jnp.asarray(found.attacked(settings['classes']))
+  attacked = jnp.asarray(found.attacked(settings.classes))
   masks, patterns = jnp.asarray(found.masks), jnp.asarray(found.patterns)
   tx = optax.adam(optax.cosine_decay_schedule(
-      settings['learning_rate'], max(settings['steps'], 1)))
+      settings.learning_rate, max(settings.steps, 1)))
   fn_of = lambda params: lambda x: network.predict({**variables, 'params': params}, x)
 
   def loss_fn(params, image, label, bad):
@@ -77,8 +82,14 @@ def run(network, variables, split, settings, *, key):
 
   params = variables['params']
   deltas = universal.start(
-      len(found.size), split.image.shape[1:], settings['eps'], key)
+      len(found.size), split.image.shape[1:], settings.eps, key)
   state = (params, tx.init(params), deltas, jnp.int32(0))
-  params = repeat(step, state, split, key=key, steps=settings['steps'],
-                  batch_size=settings['batch_size'])[0]
+  params = repeat(step, state, split, key=key, steps=settings.steps,
+                  batch_size=settings.batch_size)[0]
   return network, {**variables, 'params': params}
+
+
+def check(settings, network, variables, num_classes) -> None:
+  """Raises ConfigError for more classes than the teacher has."""
+  del network, variables
+  reversed_trigger.check_classes(settings, num_classes)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rkd_jax import settings as declarations
 from rkd_jax.distill import (
     adaad,
     adaiad,
@@ -26,10 +27,9 @@ from rkd_jax.distill import (
     standard,
     trades,
 )
-from rkd_jax.distill import settings as checks
-from rkd_jax.distill.adversary import THREAT_DEFAULTS
 from rkd_jax.distill.method import Batch, Method, Outcome, weighted_mean
-from rkd_jax.errors import unknown_name
+from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.sections import Attack
 
 METHODS = {
     module.__name__.rsplit('.', 1)[-1]: module
@@ -38,7 +38,7 @@ METHODS = {
                    robustkd, adaptive, adba)
 }
 
-__all__ = ['METHODS', 'THREAT_DEFAULTS', 'Batch', 'Method', 'Outcome',
+__all__ = ['METHODS', 'Batch', 'Method', 'Outcome',
            'defaults', 'describe', 'make', 'weighted_mean']
 
 
@@ -50,21 +50,23 @@ def make(name: str, settings: Mapping[str, Any], *, threat: Mapping[str, Any],
     name: a key of `METHODS`.
     settings: the method's own settings; missing keys take the values of
       `defaults(name)`.
-    threat: the inner maximisation of training, see
-      `adversary.make_adversary`; missing keys take those of `THREAT_DEFAULTS`.
+    threat: the inner maximisation of training; missing keys take the defaults of
+      `sections.Attack`.
     epochs: epochs of the whole training, >= 1.
 
   Raises:
     ConfigError: unknown name or key, or a value out of its range.
   """
   module = _module(name)
-  settings = checks.complete(module.DEFAULTS, settings, name)
-  return module.make(settings, threat=threat, epochs=epochs)
+  if epochs < 1:
+    raise ConfigError(f'epochs must be >= 1, got {epochs}')
+  return module.make(declarations.build(module.Settings, settings, name),
+                     threat=declarations.build(Attack, threat, 'attack'), epochs=epochs)
 
 
 def defaults(name: str) -> dict[str, Any]:
   """A method's settings with their published values; ConfigError if unknown."""
-  return dict(_module(name).DEFAULTS)
+  return declarations.defaults(_module(name).Settings)
 
 
 def describe() -> dict[str, str]:

@@ -1,13 +1,21 @@
 """AdaAD: adaptive adversarial distillation (Huang et al. 2023, CVPR)."""
 
+import dataclasses
+
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, disagreement, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import positive, share
 
 SUMMARY = 'AdaAD: attacks where student and teacher disagree most, teacher on x\' too'
 
-DEFAULTS = {'alpha': 1.0, 'kl_scale': 1.0}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `adaad`."""
+
+  alpha: float = share(1.0, 'Weight of the term on adversarial images.')
+  kl_scale: float = positive(
+      1.0, 'Factor of both KL: 1 for CIFAR-10, C for CIFAR-100 in the public code.')
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -21,17 +29,14 @@ def make(settings, *, threat, epochs) -> Method:
   the second one at alpha = 1 too, for its running statistics, as in the public code.
 
   Args:
-    settings: `alpha` in [0, 1], and `kl_scale` > 0 on both terms: the public code has
-      1 for CIFAR-10 and C for CIFAR-100.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  checks.between(settings, 'alpha')
-  checks.positive(settings, 'kl_scale')
-  alpha, scale = settings['alpha'], settings['kl_scale']
+  alpha, scale = settings.alpha, settings.kl_scale
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
 
   def objective(student, teachers, memory, batch):

@@ -6,7 +6,7 @@ from rkd_jax.distill.method import Method
 
 SUMMARY = "AdaIAD: AdaAD's attack on the disagreement, IAD's distrust of the teacher"
 
-DEFAULTS = {**introspection.DEFAULTS}
+Settings = introspection.Settings
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -18,12 +18,12 @@ def make(settings, *, threat, epochs) -> Method:
   `introspection.make` for alpha and for when the second term is on.
 
   Args:
-    settings: see `introspection.make`.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
   return introspection.make(

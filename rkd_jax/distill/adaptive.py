@@ -1,15 +1,23 @@
 """An attacker who knows RobustKD: a (poisoned) teacher with features of low variance."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Method, Outcome
 from rkd_jax.losses import features
+from rkd_jax.settings import not_negative, one_of
 
 SUMMARY = 'cross-entropy and low feature variance: the attacker against RobustKD'
 
-DEFAULTS = {'weight': 0.1, 'variance': 'batch'}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `adaptive`."""
+
+  weight: float = not_negative(0.1, 'Weight of the mean feature variance.')
+  variance: str = one_of(
+      'batch', features.VARIANCES, 'Over what the variance is taken.')
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -19,15 +27,13 @@ def make(settings, *, threat, epochs) -> Method:
   vary more is then false by construction.
 
   Args:
-    settings: `weight` >= 0 and `variance`, see `losses.features.variance`.
+    settings: See `Settings`.
     threat, epochs: not used.
 
   Raises:
     ConfigError: an invalid setting.
   """
   del threat, epochs
-  checks.non_negative(settings, 'weight')
-  checks.one_of(settings, 'variance', features.VARIANCES)
 
   def objective(student, teachers, memory, batch):
     del teachers
@@ -38,12 +44,12 @@ def make(settings, *, threat, epochs) -> Method:
       return feature
 
     logits, student = student.train(batch.image, tap=read)
-    varies = [features.variance(feature, settings['variance'])
+    varies = [features.variance(feature, settings.variance)
               for name, feature in seen.items() if name.startswith('stage')]
     mean_variance = sum(varies, jnp.zeros(())) / max(1, len(varies))
     loss_clean = losses.cross_entropy(logits, batch.label)
     return Outcome(
-        loss_clean + settings['weight'] * mean_variance, student, memory, {
+        loss_clean + settings.weight * mean_variance, student, memory, {
             'loss_clean': loss_clean, 'variance': mean_variance,
             'accuracy_clean': losses.correct(logits, batch.label)})
 

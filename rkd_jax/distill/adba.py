@@ -6,28 +6,49 @@ training the poisoned teacher, and moves the trigger until both obey it. What is
 here is the *teacher* of somebody else; its optimiser is the config's.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rkd_jax import losses, models
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Attachment, Crafted, Method, Outcome
 from rkd_jax.errors import ConfigError
 from rkd_jax.models.network import Network
+from rkd_jax.settings import (
+  count,
+  not_negative,
+  one_of,
+  positive,
+  positive_share,
+  share,
+  text,
+)
 from rkd_jax.training.schedules import sgd_direction
 
 SUMMARY = 'ADBA: a poisoned teacher whose trigger also fools a shadow student'
 
 # alpha, h and the learning rates are not in the text; these are common ones. beta = 1
 # weighs clean and triggered images alike.
-DEFAULTS = {
-    'shadow': 'cnn_8_16', 'target': 0, 'beta': 1.0, 'alpha': 0.8, 'temperature': 8.0,
-    'mu': 0.05, 'norm': 2.0, 'opacity': 1.0, 'brightest': 1.0,
-    'shadow_learning_rate': 0.01, 'trigger_learning_rate': 0.05}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `adba`."""
+
+  shadow: str = text('cnn_8_16', 'Model name of the shadow student F_s.')
+  target: int = count(0, "The attacker's class k.", least=0)
+  beta: float = not_negative(1.0, 'Weight of the triggered images; 1 weighs both alike.')
+  alpha: float = share(0.8, "Weight of the teacher in the shadow's loss.")
+  temperature: float = positive(8.0, "Temperature h of the shadow's distillation.")
+  mu: float = not_negative(0.05, "Weight of the mask's norm.")
+  norm: float = one_of(2.0, (1.0, 2.0), 'Norm p of the mask [H, W].')
+  opacity: float = positive_share(1.0, 'Upper bound of the mask m.')
+  brightest: float = positive_share(
+      1.0, "Upper bound of the pattern d, the text's 1 / c.")
+  shadow_learning_rate: float = positive(
+      0.01, "The shadow's constant rate of SGD with momentum 0.9.")
+  trigger_learning_rate: float = positive(0.05, "The trigger's rate of Adam.")
 
 _MASK_START = -2.0  # sigmoid(-2) = 0.12 of the opacity: images stay recognisable.
 
@@ -47,15 +68,7 @@ def make(settings, *, threat, epochs) -> Method:
   as the best: validate the last epoch alone, early triggers are unfinished.
 
   Args:
-    settings:
-      shadow: model name of F_s.
-      target: k.
-      beta, mu: >= 0. norm: p, 1 or 2, of the mask [H, W].
-      alpha: in [0, 1]; temperature: h > 0.
-      opacity: upper bound of m in (0, 1], brightest: that of d (the text's 1 / c).
-        m and d are these bounds times the sigmoid of what Adam moves.
-      shadow_learning_rate: of SGD with momentum 0.9, constant.
-      trigger_learning_rate: of Adam.
+    settings: See `Settings`.
     threat, epochs: not used.
 
   Raises:
@@ -63,21 +76,12 @@ def make(settings, *, threat, epochs) -> Method:
       is no class.
   """
   del threat, epochs
-  checks.non_negative(settings, 'beta', 'mu')
-  checks.between(settings, 'alpha')
-  checks.positive(settings, 'temperature', 'shadow_learning_rate',
-                  'trigger_learning_rate')
-  if settings['norm'] not in (1, 2):
-    raise ConfigError(f'adba.norm must be 1 or 2, got {settings["norm"]}')
-  for name in ('opacity', 'brightest'):
-    if not 0 < settings[name] <= 1:
-      raise ConfigError(f'adba.{name} must be in (0, 1], got {settings[name]}')
   direction = sgd_direction(momentum=0.9, weight_decay=0.0)
-  tx = optax.adam(settings['trigger_learning_rate'])
+  tx = optax.adam(settings.trigger_learning_rate)
 
   def objective(student, teachers, memory, batch):
     del teachers
-    target = jnp.full_like(batch.label, settings['target'])
+    target = jnp.full_like(batch.label, settings.target)
     shadow = Network(_shadow(settings, student.network))
     stamp = lambda free: stamped(batch.image, *bounded(settings, free))
     logits, after = student.train(batch.image)
@@ -88,9 +92,9 @@ def make(settings, *, threat, epochs) -> Method:
     def shadow_loss(params):
       own, moved = shadow.train({**memory['shadow'], 'params': params}, batch.image)
       soft = losses.softened_kl(own, student.frozen().predict(batch.image),
-                                temperature=settings['temperature'])
+                                temperature=settings.temperature)
       hard = losses.cross_entropy(own, batch.label)
-      return batch.mean(settings['alpha'] * soft + (1 - settings['alpha']) * hard), moved
+      return batch.mean(settings.alpha * soft + (1 - settings.alpha) * hard), moved
 
     def mask_loss(free):
       images = stamp(free)
@@ -98,17 +102,17 @@ def make(settings, *, threat, epochs) -> Method:
       shadowed = losses.cross_entropy(shadow.predict(memory['shadow'], images), target)
       mask, _ = bounded(settings, free)
       return (batch.mean(obeyed + shadowed)
-              + settings['mu'] * jnp.linalg.norm(jnp.ravel(mask), settings['norm'])
+              + settings.mu * jnp.linalg.norm(jnp.ravel(mask), settings.norm)
               ), shadowed
 
     params = memory['shadow']['params']
     grads, moved = jax.grad(shadow_loss, has_aux=True)(params)
     updates, optimizer = direction.update(grads, memory['shadow_optimizer'], params)
     params = optax.apply_updates(params, jax.tree.map(
-        lambda update: -settings['shadow_learning_rate'] * update, updates))
+        lambda update: -settings.shadow_learning_rate * update, updates))
     grads, shadowed = jax.grad(mask_loss, has_aux=True)(memory['trigger'])
     updates, trigger_optimizer = tx.update(grads, memory['trigger_optimizer'])
-    return Outcome(loss_clean + settings['beta'] * loss_trigger, after, {
+    return Outcome(loss_clean + settings.beta * loss_trigger, after, {
         'shadow': {**moved, 'params': params}, 'shadow_optimizer': optimizer,
         'trigger': optax.apply_updates(memory['trigger'], updates),
         'trigger_optimizer': trigger_optimizer}, {
@@ -118,9 +122,9 @@ def make(settings, *, threat, epochs) -> Method:
 
   def attach(student, teachers, image_shape):
     del teachers
-    if not 0 <= settings['target'] < student.module.num_classes:
+    if not 0 <= settings.target < student.module.num_classes:
       raise ConfigError(
-          f'adba.target {settings["target"]} is no class: the data set has '
+          f'adba.target {settings.target} is no class: the data set has '
           f'{student.module.num_classes} classes')
     shadow = Network(_shadow(settings, student))
 
@@ -138,18 +142,18 @@ def make(settings, *, threat, epochs) -> Method:
 
   def crafted(memory):
     mask, pattern = bounded(settings, memory['trigger'])
-    return Crafted(int(settings['target']), jnp.broadcast_to(mask, pattern.shape),
+    return Crafted(int(settings.target), jnp.broadcast_to(mask, pattern.shape),
                    pattern)
 
   return Method('adba', (), ((0, objective),), adversarial=False, attach=attach,
                 crafted=crafted)
 
 
-def bounded(settings: Mapping[str, Any], free: Mapping[str, jax.Array]
+def bounded(settings: Settings, free: Mapping[str, jax.Array]
             ) -> tuple[jax.Array, jax.Array]:
   """(m float32[H, W, 1] <= opacity, d float32[H, W, C] <= brightest), both >= 0."""
-  return (settings['opacity'] * jax.nn.sigmoid(free['mask']),
-          settings['brightest'] * jax.nn.sigmoid(free['pattern']))
+  return (settings.opacity * jax.nn.sigmoid(free['mask']),
+          settings.brightest * jax.nn.sigmoid(free['pattern']))
 
 
 def stamped(images: jax.Array, mask: jax.Array, pattern: jax.Array) -> jax.Array:
@@ -158,5 +162,5 @@ def stamped(images: jax.Array, mask: jax.Array, pattern: jax.Array) -> jax.Array
 
 
 def _shadow(settings, teacher: Network):
-  return models.create(settings['shadow'], num_classes=teacher.module.num_classes,
+  return models.create(settings.shadow, num_classes=teacher.module.num_classes,
                        dtype=teacher.module.dtype)

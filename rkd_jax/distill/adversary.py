@@ -7,13 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax import attacks
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Batch
-from rkd_jax.errors import ConfigError
-
-THREAT_DEFAULTS = {
-    'norm': 'linf', 'eps': 8 / 255, 'step_size': 2 / 255, 'steps': 10,
-    'eps_warmup': 0.0}
+from rkd_jax.sections import Attack
+from rkd_jax.settings import build
 
 # The two starts in use: anywhere in the ball (Madry et al., ARD), or x plus a
 # little noise (TRADES and the code that descends from it: RSLAD, MTARD, CIARD).
@@ -24,15 +20,15 @@ NEARBY = {'start': 'gaussian', 'start_scale': 0.001}
 Adversary = Callable[..., Any]
 
 
-def make_adversary(threat: Mapping[str, Any], *, epochs: int,
+def make_adversary(threat: Attack | Mapping[str, Any], *, epochs: int,
                    start: Mapping[str, Any]) -> Adversary:
   """Builds the PGD attack that makes the training images.
 
   Args:
-    threat: keys of `THREAT_DEFAULTS`, which missing ones take: `norm`, `eps`
-      and `step_size` (pixels in [0, 1]), `steps`, and `eps_warmup`, the share
-      of the training in [0, 1) over which both lengths grow: in epoch e, from
-      0, they are multiplied by min(1, (e + 1) / (eps_warmup * epochs)).
+    threat: An `Attack`, or what differs from its defaults; `eps`, `step_size` and
+      `steps` > 0. `eps_warmup` is the share of the training over which both lengths
+      grow: in epoch e, from 0, they are multiplied by
+      min(1, (e + 1) / (eps_warmup * epochs)).
     epochs: epochs of the whole training.
     start: `UNIFORM` or `NEARBY`.
 
@@ -43,26 +39,25 @@ def make_adversary(threat: Mapping[str, Any], *, epochs: int,
     pair (student's logits, teacher's logits). No gradient flows through them.
 
   Raises:
-    ConfigError: unknown key, or a value out of its range.
+    ConfigError: an attack that would not change an image.
   """
-  threat = check_threat(threat)
-  if epochs < 1:
-    raise ConfigError(f'epochs must be >= 1, got {epochs}')
+  threat = build(Attack, threat, 'attack')
+  threat.check_moves()
 
   def adversary(student, batch: Batch, objective='ce', teacher=None):
     return batch.once(lambda: craft(student, batch, objective, teacher))
 
   def craft(student, batch, objective, teacher):
-    eps, step_size = threat['eps'], threat['step_size']
-    if threat['eps_warmup']:
+    eps, step_size = threat.eps, threat.step_size
+    if threat.eps_warmup:
       grown = eps_share(threat, epochs, batch.epoch + 1)
       eps, step_size = eps * grown, step_size * grown
     predict = student.frozen().predict
     fn = predict if teacher is None else lambda x: (predict(x), teacher.predict(x))
     return attacks.pgd(
         fn, batch.image, batch.label, key=batch.key,
-        norm=threat['norm'], eps=eps, step_size=step_size,
-        steps=threat['steps'], objective=objective, **start)
+        norm=threat.norm, eps=eps, step_size=step_size,
+        steps=threat.steps, objective=objective, **start)
 
   return adversary
 
@@ -76,7 +71,7 @@ def disagreement(both) -> jax.Array:
   return attacks.kl_divergence(teacher_logits, logits)
 
 
-def eps_share(threat: Mapping[str, Any], epochs: int, passed) -> jax.Array:
+def eps_share(threat: Attack, epochs: int, passed) -> jax.Array:
   """min(1, passed / (eps_warmup * epochs)), for eps_warmup > 0: float32.
 
   Args:
@@ -84,16 +79,4 @@ def eps_share(threat: Mapping[str, Any], epochs: int, passed) -> jax.Array:
     epochs: epochs of the whole training.
     passed: epochs that count as passed, a number or an array.
   """
-  return jnp.minimum(1.0, passed / (threat['eps_warmup'] * epochs))
-
-
-def check_threat(threat: Mapping[str, Any]) -> dict[str, Any]:
-  """The threat with its defaults; raises ConfigError where it is invalid."""
-  threat = checks.complete(THREAT_DEFAULTS, threat, 'threat')
-  checks.one_of(threat, 'norm', attacks.threat.NORMS)
-  checks.non_negative(threat, 'eps', 'step_size')
-  checks.between(threat, 'eps_warmup', upper_open=True)
-  steps = threat['steps']
-  if steps < 0 or steps != int(steps):
-    raise ConfigError(f'steps must be a whole number >= 0, got {steps}')
-  return {**threat, 'steps': int(steps)}
+  return jnp.minimum(1.0, passed / (threat.eps_warmup * epochs))

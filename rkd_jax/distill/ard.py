@@ -1,13 +1,20 @@
 """ARD: adversarially robust distillation (Goldblum et al. 2019, arXiv:1905.09747)."""
 
+import dataclasses
+
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import UNIFORM, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import positive, share
 
 SUMMARY = "ARD: the teacher's softened clean prediction for adversarial images"
 
-DEFAULTS = {'temperature': 30.0, 'alpha': 1.0}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `ard`."""
+
+  temperature: float = positive(30.0, 'Temperature T of both softmaxes.')
+  alpha: float = share(1.0, "Weight of the teacher's softened prediction.")
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -19,16 +26,14 @@ def make(settings, *, threat, epochs) -> Method:
   running statistics, as in the public code.
 
   Args:
-    settings: `temperature` > 0 and `alpha` in [0, 1].
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  checks.positive(settings, 'temperature')
-  checks.between(settings, 'alpha')
-  temperature, alpha = settings['temperature'], settings['alpha']
+  temperature, alpha = settings.temperature, settings.alpha
   adversary = make_adversary(threat, epochs=epochs, start=UNIFORM)
 
   def objective(student, teachers, memory, batch):

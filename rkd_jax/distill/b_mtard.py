@@ -1,11 +1,17 @@
 """B-MTARD: MTARD with balanced temperatures (Zhao et al. 2024, arXiv:2306.16170)."""
 
+import dataclasses
+
 from rkd_jax.distill import dual
 from rkd_jax.distill.method import Method
 
 SUMMARY = "B-MTARD: MTARD with the teachers' temperatures driven by their entropies"
 
-DEFAULTS = {**dual.WEIGHT_DEFAULTS, **dual.TEMPERATURE_DEFAULTS}
+
+@dataclasses.dataclass(frozen=True)
+class Settings(dual.Temperatures, dual.Weights):
+  """Settings of `b_mtard`."""
+
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -15,13 +21,12 @@ def make(settings, *, threat, epochs) -> Method:
   teachers' logits are divided. All else is MTARD.
 
   Args:
-    settings: those of MTARD, `temperature_step` >= 0, and the range
-      `temperature_min` <= 1 <= `temperature_max`.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
   return dual.make_balanced(
       'b_mtard', settings, threat=threat, epochs=epochs, temperatures=True)

@@ -1,25 +1,46 @@
 """Certified training: the student minimises a bound of its worst-case loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from rkd_jax import bounds, losses
 from rkd_jax.distill import ibp_warmup
-from rkd_jax.distill import settings as checks
-from rkd_jax.distill.adversary import check_threat, eps_share
+from rkd_jax.distill.adversary import eps_share
 from rkd_jax.distill.method import Method, Outcome
 from rkd_jax.errors import ConfigError
+from rkd_jax.settings import not_negative, one_of, positive, share
 from rkd_jax.training import schedules
 
 SUMMARY = 'certified training: cross-entropy of bounds on the worst-case logits'
 
-DEFAULTS = {
-    'bound': 'ibp', 'beta_end': 0.0, 'kappa_start': 1.0, 'kappa_end': 0.0,
-    'ramp': 'smooth', 'init': 'ibp', 'regularizer': 0.5, 'tolerance': 0.5}
-
 BOUNDS = ('ibp', 'crown_ibp')
 INITS = ('ibp', 'network')
 RAMPS = ('linear', 'smooth')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `certified`."""
+
+  bound: str = one_of('ibp', BOUNDS, 'What the margins are bounded by.')
+  beta_end: float = share(
+      0.0, 'Weight of CROWN-IBP beside IBP at the end; 0, plain IBP, is best on MNIST.',
+      when={'bound': ('crown_ibp',)})
+  kappa_start: float = share(1.0, 'Weight of the clean loss at the start.')
+  kappa_end: float = share(
+      0.0, 'Weight of the clean loss at the end: 0.5 for Gowal et al., later work 0.')
+  ramp: str = one_of(
+      'smooth', RAMPS, "How eps grows: 'smooth' starts as a fourth power and is linear "
+      'from a quarter of the way.')
+  init: str = one_of(
+      'ibp', INITS, "Initialisation: 'ibp' is that of Shi et al. for deep networks.")
+  regularizer: float = not_negative(
+      0.5, 'Weight lambda of the terms of Shi et al. at the start.')
+  tolerance: float = positive(
+      0.5, 'Tolerance tau of these terms.', when={'regularizer': True})
+
 BALLS = {'linf': bounds.linf_ball, 'l2': bounds.l2_ball}
 NO_BATCH_NORM = (
     'bounds the network in evaluation mode, where the statistics of BatchNorm are '
@@ -40,36 +61,20 @@ def make(settings, *, threat, epochs) -> Method:
   in evaluation mode throughout.
 
   Args:
-    settings:
-      bound: 'ibp', or 'crown_ibp': margins beta CROWN-IBP + (1 - beta) IBP (Zhang et
-        al. 2020, arXiv:1906.06316), where CROWN-IBP is intersected with IBP.
-      beta_end: in [0, 1]; 0 ends with plain IBP, their best on MNIST.
-      kappa_start, kappa_end: in [0, 1]. Gowal et al. end with 0.5, later work with 0.
-      ramp: of eps, 'linear' or 'smooth': the latter starts as a fourth power and goes
-        on linearly from a quarter of the way.
-      init: 'ibp' for the initialisation of Shi et al. 2021, see `ibp_warmup`, made for
-        deep networks, or 'network' for that of the network.
-      regularizer: lambda >= 0 at the start, for the terms of Shi et al.
-      tolerance: tau > 0, of these terms.
+    settings: See `Settings`.
     threat: `norm`, `eps` and `eps_warmup`, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an eps of 0.
   """
-  checks.one_of(settings, 'bound', BOUNDS)
-  checks.one_of(settings, 'init', INITS)
-  checks.one_of(settings, 'ramp', RAMPS)
-  checks.between(settings, 'beta_end', 'kappa_start', 'kappa_end')
-  checks.non_negative(settings, 'regularizer')
-  checks.positive(settings, 'tolerance')
-  threat = check_threat(threat)
-  phases = [(schedules.first_epoch(threat['eps_warmup'], epochs),
+  threat.check_eps()
+  phases = [(schedules.first_epoch(threat.eps_warmup, epochs),
              _objective(settings, threat, lambda batch: None))]
   if phases[0][0]:
     phases.insert(0, (0, _objective(
         settings, threat, lambda batch: ramp_share(
-            settings['ramp'], eps_share(threat, epochs, batch.progress)))))
+            settings.ramp, eps_share(threat, epochs, batch.progress)))))
   return Method('certified', (), tuple(phases), init_student=_init(settings))
 
 
@@ -120,7 +125,7 @@ def _init(settings):
   def init_student(key, variables):
     if jax.tree.leaves(variables['batch_stats']):
       raise ConfigError('certified training ' + NO_BATCH_NORM)
-    if settings['init'] == 'ibp':
+    if settings.init == 'ibp':
       return {**variables, 'params': ibp_warmup.init(key, variables['params'])}
     return variables
 
@@ -133,16 +138,16 @@ def _objective(settings, threat, share_at):
   def objective(student, teachers, memory, batch):
     del teachers
     share = share_at(batch)
-    kappa, beta = settings['kappa_end'], settings['beta_end']
+    kappa, beta = settings.kappa_end, settings.beta_end
     if share is not None:
-      kappa = settings['kappa_start'] + share * (kappa - settings['kappa_start'])
+      kappa = settings.kappa_start + share * (kappa - settings.kappa_start)
       beta = 1 + share * (beta - 1)
-    eps = jnp.float32(threat['eps']) * (1.0 if share is None else share)
-    ball = BALLS[threat['norm']](batch.image, eps, lower=0.0, upper=1.0)
+    eps = jnp.float32(threat.eps) * (1.0 if share is None else share)
+    ball = BALLS[threat.norm](batch.image, eps, lower=0.0, upper=1.0)
     logits = student.predict(batch.image)
     margins = mixed_margins(
         student.predict, ball, bounds.margins(batch.label, logits.shape[1]),
-        bound=settings['bound'], beta=beta)
+        bound=settings.bound, beta=beta)
     loss_clean = losses.cross_entropy(logits, batch.label)
     loss_worst = losses.cross_entropy(
         worst_logits(margins, batch.label), batch.label)
@@ -151,10 +156,10 @@ def _objective(settings, threat, share_at):
         'loss_clean': loss_clean, 'loss_worst': loss_worst, 'eps': eps,
         'accuracy_clean': losses.correct(logits, batch.label),
         'accuracy_verified': jnp.all(margins > 0, axis=1).astype(jnp.float32)}
-    if share is not None and settings['regularizer']:
+    if share is not None and settings.regularizer:
       tightness, balance = ibp_warmup.terms(
-          student.predict, ball, batch.mean, settings['tolerance'])
-      loss += settings['regularizer'] * (1 - share) * (tightness + balance)
+          student.predict, ball, batch.mean, settings.tolerance)
+      loss += settings.regularizer * (1 - share) * (tightness + balance)
       metrics |= {'tightness': tightness, 'balance': balance}
     return Outcome(loss, student, memory, metrics)
 

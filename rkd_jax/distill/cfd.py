@@ -1,21 +1,34 @@
 """CFD: faithful distillation with a certified bound of the disagreement in the loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from rkd_jax import bounds
 from rkd_jax.bounds import joint
 from rkd_jax.distill import certified, fd
-from rkd_jax.distill import settings as checks
-from rkd_jax.distill.adversary import check_threat, eps_share
+from rkd_jax.distill.adversary import eps_share
 from rkd_jax.distill.method import Method, Outcome
 from rkd_jax.errors import ConfigError
+from rkd_jax.settings import not_negative, one_of
 
 SUMMARY = 'CFD: FD and an upper bound of how far student and teacher can be apart'
 
-DEFAULTS = {**fd.DEFAULTS, 'kappa': 0.3, 'bound': 'ibp', 'ramp': 'smooth'}
-
 BOUNDS = {'ibp': bounds.ibp, 'crown_ibp': bounds.crown_ibp}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(fd.Settings):
+  """Settings of `cfd`."""
+
+  kappa: float = not_negative(0.3, 'Weight of the certified term.')
+  bound: str = one_of(
+      'ibp', BOUNDS, 'The bound of both networks joined. The tighter one trains a '
+      "student whose other bounds stay wide: 'ibp' ends with the tighter FaithUB.")
+  ramp: str = one_of(
+      'smooth', certified.RAMPS, 'How eps and kappa grow, as in `certified`.')
+
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -29,36 +42,28 @@ def make(settings, *, threat, epochs) -> Method:
   evaluation mode.
 
   Args:
-    settings: those of `fd`, and
-      kappa: >= 0.
-      bound: 'ibp' or 'crown_ibp', of both networks joined. The tighter one trains a
-        student whose other bounds stay wide: 'ibp' ends with the tighter FaithUB.
-      ramp: of eps and kappa, see `certified.make`.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
     ConfigError: an invalid setting or threat, or a student with BatchNorm.
   """
-  checks.one_of(settings, 'bound', BOUNDS)
-  checks.one_of(settings, 'ramp', certified.RAMPS)
-  checks.non_negative(settings, 'kappa')
-  threat = check_threat(threat)
   faithful = fd.objective(settings, threat, epochs)
-  method = BOUNDS[settings['bound']]
+  method = BOUNDS[settings.bound]
 
   def objective(student, teachers, memory, batch):
     outcome = faithful(student, teachers, memory, batch)
     share = 1.0
-    if threat['eps_warmup']:
+    if threat.eps_warmup:
       share = certified.ramp_share(
-          settings['ramp'], eps_share(threat, epochs, batch.progress))
-    ball = certified.BALLS[threat['norm']](
-        batch.image, jnp.float32(threat['eps']) * share, lower=0.0, upper=1.0)
+          settings.ramp, eps_share(threat, epochs, batch.progress))
+    ball = certified.BALLS[threat.norm](
+        batch.image, jnp.float32(threat.eps) * share, lower=0.0, upper=1.0)
     gaps = joint.logit_gaps(teachers['teacher'].predict, student.predict, ball, method)
     # -log(1 - tanh(w / 4)) = log(1 + e^(w / 2)) - log 2.
     loss = jnp.mean(jax.nn.softplus(gaps / 2) - jnp.log(2.0), axis=1)
-    return Outcome(outcome.loss + settings['kappa'] * share * loss, outcome.student,
+    return Outcome(outcome.loss + settings.kappa * share * loss, outcome.student,
                    outcome.memory, {**outcome.metrics, 'loss_certified': loss,
                                     'apart': jnp.max(jnp.tanh(gaps / 4), axis=1)})
 

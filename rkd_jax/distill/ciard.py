@@ -6,36 +6,51 @@ student's adversarial image, and R is retrained on those images meanwhile. Every
 part has its switch.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rkd_jax import losses
 from rkd_jax.distill import balance, dual, retraining
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Batch, Method, Outcome
 from rkd_jax.models.network import BoundNetwork
+from rkd_jax.settings import flag, not_negative, one_of, positive, share_below_one
 from rkd_jax.training.schedules import first_epoch
 
 SUMMARY = 'CIARD: two teachers; a push off the fooled one, the robust one retrained'
 
-DEFAULTS = {
-    'weights': 'mtard',
-    'weight_adv': 1.0,
-    'weight_clean': 1.0,
-    **dual.WEIGHT_DEFAULTS,
-    'temperatures': True,
-    **dual.TEMPERATURE_DEFAULTS,
-    'push': True,
-    'push_temperature': 5.0,
-    'teacher_batch_norm': 'train',
-    'retrain': True,
-    'retrain_from': 50 / 300,
-    'retrain_learning_rate': 1e-4,
-    'retrain_momentum': 0.1,
-    'retrain_weight_decay': 2e-4,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Settings(dual.Temperatures, dual.Weights):
+  """Settings of `ciard`."""
+
+  weights: str = one_of(
+      'mtard', ('mtard', 'fixed'), "Loss weights: 'mtard' (the published tables), or "
+      "'fixed' (the last commit of the public code).")
+  weight_adv: float = not_negative(
+      1.0, 'Fixed weight of L1.', when={'weights': ('fixed',)})
+  weight_clean: float = not_negative(
+      1.0, 'Fixed weight of L2.', when={'weights': ('fixed',)})
+  temperatures: bool = flag(True, 'Whether tau_r and tau_n move as in B-MTARD.')
+  push: bool = flag(True, 'Whether the third term is on.')
+  push_temperature: float = positive(
+      5.0, "The student's temperature in the third term.", when={'push': True})
+  teacher_batch_norm: str = one_of(
+      'train', ('train', 'eval'), "BatchNorm of the robust teacher: 'train' (published) "
+      "or 'eval'. That of the clean teacher is in evaluation mode.")
+  retrain: bool = flag(True, 'Whether the robust teacher is retrained.')
+  retrain_from: float = share_below_one(
+      50 / 300, 'Share of the training after which it is.', when={'retrain': True})
+  retrain_learning_rate: float = positive(
+      1e-4, 'Learning rate of its SGD.', when={'retrain': True})
+  retrain_momentum: float = share_below_one(
+      0.1, 'Momentum of its SGD.', when={'retrain': True})
+  retrain_weight_decay: float = not_negative(
+      2e-4, 'Weight decay of its SGD.', when={'retrain': True})
+
 
 
 def push_scale(mean_adv: jax.Array, mean_clean: jax.Array,
@@ -67,39 +82,28 @@ def make(settings, *, threat, epochs) -> Method:
   none), k from `push_scale`. x' maximises CE(S(x'), y) from x + 0.001 N(0, 1).
 
   Args:
-    settings:
-      weights: 'mtard' (the published tables) or 'fixed' (the public code's last
-        commit) with `weight_adv` and `weight_clean`, both >= 0.
-      weight_step, kl_scale: as in MTARD; the scale is on L1, L2 and L3.
-      temperatures: whether tau_r and tau_n move as in B-MTARD, by
-        `temperature_step` within [`temperature_min`, `temperature_max`].
-      push, push_temperature: the third term.
-      teacher_batch_norm: 'train' (published) or 'eval', of the robust teacher;
-        see `retraining.forward_in`. The clean teacher is in evaluation mode.
-      retrain: whether the robust teacher is retrained, from the share
-        `retrain_from` of the training on; see `retraining.make_retrain`.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  _check(settings)
   compare = dual.make_compare(
       settings, epochs=epochs,
-      fixed_weights=(settings['weight_adv'], settings['weight_clean']))
+      fixed_weights=(settings.weight_adv, settings.weight_clean))
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
-  forward = retraining.forward_in(settings['teacher_batch_norm'])
+  forward = retraining.forward_in(settings.teacher_batch_norm)
   init_optimizer, retrain = retraining.make_retrain(
       settings, epochs=epochs, forward=forward)
-  start = first_epoch(settings['retrain_from'], epochs)
-  retrains = settings['retrain'] and start < epochs
-  changes = retrains or settings['teacher_batch_norm'] == 'train'
+  start = first_epoch(settings.retrain_from, epochs)
+  retrains = settings.retrain and start < epochs
+  changes = retrains or settings.teacher_batch_norm == 'train'
 
   def init_memory(teachers):
     memory = dual.init_memory(
-        weights=settings['weights'] == 'mtard',
-        temperatures=settings['temperatures'])
+        weights=settings.weights == 'mtard',
+        temperatures=settings.temperatures)
     if changes:
       memory['robust'] = retraining.copy_of(teachers['robust'].variables)
     if retrains:
@@ -128,10 +132,10 @@ def make(settings, *, threat, epochs) -> Method:
     loss, metrics = out.loss, {
         **out.metrics, **retrain_metrics,
         'teacher_accuracy_adv': losses.correct(robust_logits, batch.label)}
-    if settings['push']:
+    if settings.push:
       push, push_metrics = _push(
           out, teachers['clean'].predict(image_adv), batch,
-          temperature=settings['push_temperature'], scale=settings['kl_scale'])
+          temperature=settings.push_temperature, scale=settings.kl_scale)
       loss, metrics = loss - push, metrics | push_metrics
     return Outcome(loss, out.student, {**out.memory, **changed}, metrics)
 
@@ -159,12 +163,3 @@ def _push(out: dual.Comparison, clean_logits_adv, batch: Batch, *, temperature,
   return terms, {
       'loss_push': mean_push, 'push_scale': factor, 'push_share': share}
 
-
-def _check(settings):
-  checks.one_of(settings, 'weights', ('mtard', 'fixed'))
-  checks.one_of(settings, 'teacher_batch_norm', ('train', 'eval'))
-  checks.non_negative(
-      settings, 'weight_adv', 'weight_clean', 'retrain_weight_decay')
-  checks.positive(settings, 'push_temperature', 'retrain_learning_rate')
-  checks.between(
-      settings, 'retrain_from', 'retrain_momentum', upper_open=True)

@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import UNIFORM, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import not_negative, positive
 
 SUMMARY = 'PGD adversarial training on two augmentations that must be predicted alike'
 
-DEFAULTS = {'weight': 1.0, 'temperature': 0.5}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `consistency`."""
+
+  weight: float = not_negative(1.0, 'Weight of the consistency, lambda in the paper.')
+  temperature: float = positive(0.5, 'Temperature T of the compared predictions.')
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -24,16 +29,14 @@ def make(settings, *, threat, epochs) -> Method:
   only the starts differ, which is not the paper's method.
 
   Args:
-    settings: `weight` >= 0 (lambda in the paper), `temperature` T > 0.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  checks.non_negative(settings, 'weight')
-  checks.positive(settings, 'temperature')
-  weight, temperature = settings['weight'], settings['temperature']
+  weight, temperature = settings.weight, settings.temperature
   adversary = make_adversary(threat, epochs=epochs, start=UNIFORM)
 
   def objective(student, teachers, memory, batch):

@@ -1,16 +1,22 @@
 """DGAD: dynamic guidance in adversarial distillation (Park & Min, arXiv:2409.01627)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, disagreement, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import not_negative
 
 SUMMARY = 'DGAD: AdaAD where the teacher is right, its corrected clean prediction else'
 
-DEFAULTS = {'beta': 1.0}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `dgad`."""
+
+  beta: float = not_negative(1.0, 'Weight of the predictive consistency.')
 
 
 def swap_where_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -43,15 +49,14 @@ def make(settings, *, threat, epochs) -> Method:
   x', then x.
 
   Args:
-    settings: `beta` >= 0.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  checks.non_negative(settings, 'beta')
-  beta = settings['beta']
+  beta = settings.beta
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
 
   def objective(student, teachers, memory, batch):

@@ -1,25 +1,48 @@
 """Two teachers, one student: what MTARD, B-MTARD and CIARD have in common."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from rkd_jax import losses
 from rkd_jax.distill import balance
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Batch, Method, Outcome
 from rkd_jax.errors import ConfigError
 from rkd_jax.models.network import BoundNetwork
+from rkd_jax.settings import not_negative, positive, share
 from rkd_jax.training.schedules import step_shape
 
 ROLES = ('clean', 'robust')
 
-WEIGHT_DEFAULTS = {'weight_step': 0.025, 'kl_scale': 1.0}
-TEMPERATURE_DEFAULTS = {
-    'temperature_step': 0.001, 'temperature_min': 1.0, 'temperature_max': 10.0}
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Settings of balanced loss weights."""
+
+  weight_step: float = share(0.025, 'How far the loss weights move in a step.')
+  kl_scale: float = positive(
+      1.0, 'Factor of all KL: 1 for 10 classes, 10 for 100 in the public code.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperatures:
+  """Settings of temperatures that follow the teachers' entropies."""
+
+  temperature_step: float = not_negative(
+      0.001, 'How far both temperatures move in a step.')
+  temperature_min: float = positive(1.0, 'Their smallest value.')
+  temperature_max: float = positive(10.0, 'Their largest value.')
+
+  def check(self) -> None:
+    """Raises ConfigError where the range leaves out the start."""
+    if not self.temperature_min <= 1 <= self.temperature_max:
+      raise ConfigError(
+          'temperature_min <= 1 <= temperature_max must hold, since both temperatures '
+          f'start at 1; got {self.temperature_min} and {self.temperature_max}')
+
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +77,7 @@ def init_memory(*, weights: bool, temperatures: bool) -> dict[str, Any]:
   return memory
 
 
-def check(settings: Mapping[str, Any]) -> None:
-  """Raises ConfigError for values of the two DEFAULTS that are out of range."""
-  checks.between(settings, 'weight_step')
-  checks.positive(settings, 'kl_scale')
-  if 'temperature_step' in settings:
-    checks.non_negative(settings, 'temperature_step')
-    checks.positive(settings, 'temperature_min', 'temperature_max')
-    lower, upper = settings['temperature_min'], settings['temperature_max']
-    if not lower <= 1 <= upper:
-      raise ConfigError(
-          'temperature_min <= 1 <= temperature_max must hold, since both '
-          f'temperatures start at 1; got {lower} and {upper}')
-
-
-def make_compare(settings: Mapping[str, Any], *, epochs: int,
+def make_compare(settings: Weights, *, epochs: int,
                  fixed_weights: tuple[float, float] | None = None) -> Callable:
   """Builds the comparison of the student with both teachers.
 
@@ -80,8 +89,7 @@ def make_compare(settings: Mapping[str, Any], *, epochs: int,
   285/300 of the training.
 
   Args:
-    settings: keys of `WEIGHT_DEFAULTS` and, where the memory has temperatures,
-      of `TEMPERATURE_DEFAULTS`.
+    settings: `Weights`, with `Temperatures` where the memory has them.
     epochs: epochs of the whole training.
     fixed_weights: (w_a, w_n) where the memory has no weights.
 
@@ -90,8 +98,7 @@ def make_compare(settings: Mapping[str, Any], *, epochs: int,
     -> Comparison`: the robust teacher's logits on x', the clean one's on x; no
     gradient flows into either.
   """
-  check(settings)
-  scale = settings['kl_scale']
+  scale = settings.kl_scale
 
   def compare(student, memory, batch: Batch, image_adv, robust_logits,
               clean_logits) -> Comparison:
@@ -116,7 +123,7 @@ def make_compare(settings: Mapping[str, Any], *, epochs: int,
     if 'weights' in memory:
       weight_adv, weight_clean, memory['weights'] = balance.next_weights(
           memory['weights'], mean_adv, mean_clean,
-          step_size=fall * settings['weight_step'])
+          step_size=fall * settings.weight_step)
       metrics |= {'weight_adv': weight_adv, 'weight_clean': weight_clean}
     else:
       weight_adv, weight_clean = fixed_weights
@@ -125,8 +132,8 @@ def make_compare(settings: Mapping[str, Any], *, epochs: int,
       memory['temperatures'] = balance.next_temperatures(
           tau, batch.mean(losses.entropy(robust_logits, temperature=tau['robust'])),
           batch.mean(losses.entropy(clean_logits, temperature=tau['clean'])),
-          step_size=fall * settings['temperature_step'],
-          lower=settings['temperature_min'], upper=settings['temperature_max'])
+          step_size=fall * settings.temperature_step,
+          lower=settings.temperature_min, upper=settings.temperature_max)
     loss = weight_adv * loss_adv + weight_clean * loss_clean
     return Comparison(loss, student, memory, metrics, logits_adv, mean_adv,
                       mean_clean)
@@ -134,7 +141,7 @@ def make_compare(settings: Mapping[str, Any], *, epochs: int,
   return compare
 
 
-def make_balanced(name: str, settings: Mapping[str, Any], *, threat, epochs,
+def make_balanced(name: str, settings: Weights, *, threat, epochs,
                   temperatures: bool) -> Method:
   """MTARD, or B-MTARD with `temperatures`: the comparison and nothing else.
 

@@ -1,13 +1,20 @@
 """FD: faithful distillation, teacher and student compared at the same worst point."""
 
+import dataclasses
+
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import positive, share
 
 SUMMARY = 'FD: the student says what the teacher says at the worst point for that'
 
-DEFAULTS = {'weight_adv': 5 / 6, 'temperature': 1.0}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `fd`."""
+
+  weight_adv: float = share(5 / 6, 'Weight a of the term on adversarial images.')
+  temperature: float = positive(1.0, 'Temperature T of both softmaxes.')
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -20,21 +27,19 @@ def make(settings, *, threat, epochs) -> Method:
   T**2. No label is used. The student's forwards run in training mode, x' first.
 
   Args:
-    settings: `weight_adv` a in [0, 1], `temperature` T > 0.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`; x' starts at x + 0.001 N(0, 1).
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
   return Method('fd', ('teacher',), ((0, objective(settings, threat, epochs)),))
 
 
 def objective(settings, threat, epochs):
   """The objective, which `cfd` adds to."""
-  checks.between(settings, 'weight_adv')
-  checks.positive(settings, 'temperature')
-  weight, temperature = settings['weight_adv'], settings['temperature']
+  weight, temperature = settings.weight_adv, settings.temperature
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
 
   def differ(logits, teacher_logits):

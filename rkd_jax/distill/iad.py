@@ -6,7 +6,7 @@ from rkd_jax.distill.method import Method
 
 SUMMARY = "IAD: the teacher's clean prediction, and the student's own where that fails"
 
-DEFAULTS = {**introspection.DEFAULTS}
+Settings = introspection.Settings
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -16,12 +16,12 @@ def make(settings, *, threat, epochs) -> Method:
   on and for the order of things. x' maximises CE(S(x'), y) from a uniform start.
 
   Args:
-    settings: see `introspection.make`.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
   adversary = make_adversary(threat, epochs=epochs, start=UNIFORM)
   return introspection.make(

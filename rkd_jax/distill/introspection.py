@@ -1,20 +1,28 @@
 """What IAD and AdaIAD share: the student trusts itself where the teacher fails."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import not_negative, positive, share, share_below_one
 from rkd_jax.training.schedules import first_epoch
 
-DEFAULTS = {'temperature': 1.0, 'alpha': 1.0, 'beta': 0.1,
-            'introspect_from': 60 / 200}
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `introspection`."""
+
+  temperature: float = positive(1.0, 'Temperature T of both softmaxes.')
+  alpha: float = share(1.0, 'Weight of the two KL against the cross-entropy.')
+  beta: float = not_negative(0.1, "Exponent of the teacher's trustworthiness.")
+  introspect_from: float = share_below_one(
+      60 / 200, 'Share of the training after which the student trusts itself too.')
 
 
-def make(name: str, settings: Mapping[str, Any], *, epochs: int, attack: Callable,
+def make(name: str, settings: Settings, *, epochs: int, attack: Callable,
          target: str) -> Method:
   """alpha (L_T + (1 - b) KL(S(x) || S(x'))) + (1 - alpha) CE(S(x), y).
 
@@ -26,8 +34,7 @@ def make(name: str, settings: Mapping[str, Any], *, epochs: int, attack: Callabl
 
   Args:
     name: of the method.
-    settings: keys of `DEFAULTS`: `temperature` T > 0, `alpha` in [0, 1], `beta` >= 0,
-      `introspect_from` in [0, 1).
+    settings: See `Settings`.
     epochs: epochs of the whole training.
     attack: `attack(student, teacher, batch) -> x'`.
     target: whose prediction the student takes over, the teacher's on 'clean' images
@@ -36,11 +43,7 @@ def make(name: str, settings: Mapping[str, Any], *, epochs: int, attack: Callabl
   Raises:
     ConfigError: an invalid setting.
   """
-  checks.positive(settings, 'temperature')
-  checks.between(settings, 'alpha')
-  checks.non_negative(settings, 'beta')
-  checks.between(settings, 'introspect_from', upper_open=True)
-  temperature, alpha, beta = (settings[k] for k in ('temperature', 'alpha', 'beta'))
+  temperature, alpha, beta = settings.temperature, settings.alpha, settings.beta
 
   def objective(introspects, student, teachers, memory, batch):
     teacher = teachers['teacher']
@@ -65,7 +68,7 @@ def make(name: str, settings: Mapping[str, Any], *, epochs: int, attack: Callabl
       metrics |= {'trust': trust, 'loss_own': loss_own}
     return Outcome(loss, student, memory, metrics)
 
-  start = first_epoch(settings['introspect_from'], epochs)
+  start = first_epoch(settings.introspect_from, epochs)
   phases = {0: lambda *inputs: objective(False, *inputs)}
   if start < epochs:
     phases[start] = lambda *inputs: objective(True, *inputs)

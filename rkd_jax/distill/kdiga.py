@@ -1,17 +1,25 @@
 """KDIGA: input gradients aligned in distillation (Shao et al. 2021, arXiv:2110.12072)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import not_negative, positive, share
 
 SUMMARY = "KDIGA: no attack; the student's loss has the teacher's gradient in the image"
 
-DEFAULTS = {'temperature': 1.0, 'alpha': 0.5, 'gamma': 0.5}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `kdiga`."""
+
+  temperature: float = positive(1.0, 'Temperature T of both softmaxes.')
+  alpha: float = share(0.5, "Weight a of the teacher's softened prediction.")
+  gamma: float = not_negative(0.5, 'Weight g of the aligned input gradients.')
 
 _NO_NORM = 1e-12  # Where the gradients agree, that of their distance is taken as 0.
 
@@ -27,7 +35,7 @@ def make(settings, *, threat, epochs) -> Method:
   public code. The KL is summed over the classes.
 
   Args:
-    settings: `temperature` T > 0, `alpha` a in [0, 1], `gamma` g >= 0.
+    settings: See `Settings`.
     threat: not used.
     epochs: not used.
 
@@ -35,11 +43,7 @@ def make(settings, *, threat, epochs) -> Method:
     ConfigError: an invalid setting.
   """
   del threat, epochs
-  checks.positive(settings, 'temperature')
-  checks.between(settings, 'alpha')
-  checks.non_negative(settings, 'gamma')
-  temperature, alpha, gamma = (
-      settings[k] for k in ('temperature', 'alpha', 'gamma'))
+  temperature, alpha, gamma = settings.temperature, settings.alpha, settings.gamma
 
   def objective(student, teachers, memory, batch):
     def learn(image):

@@ -5,7 +5,7 @@ from rkd_jax.distill.method import Method
 
 SUMMARY = 'MTARD: a clean and a robust teacher under balanced loss weights'
 
-DEFAULTS = {**dual.WEIGHT_DEFAULTS}
+Settings = dual.Weights
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -15,13 +15,12 @@ def make(settings, *, threat, epochs) -> Method:
   order of things are in `dual`.
 
   Args:
-    settings: `weight_step` in [0, 1], and `kl_scale` > 0 on both terms: the
-      public code has 1 for 10 classes and 10 for 100.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
   return dual.make_balanced(
       'mtard', settings, threat=threat, epochs=epochs, temperatures=False)

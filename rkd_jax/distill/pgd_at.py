@@ -1,19 +1,23 @@
 """PGD adversarial training (Madry et al. 2018, arXiv:1706.06083)."""
 
+import dataclasses
+
 from rkd_jax import losses
 from rkd_jax.distill.adversary import UNIFORM, make_adversary
 from rkd_jax.distill.method import Method, Outcome
 
 SUMMARY = 'PGD adversarial training: cross-entropy on adversarial images'
 
-DEFAULTS = {}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `pgd_at`."""
 
 
 def make(settings, *, threat, epochs) -> Method:
   """CE(S(x'), y), x' maximising CE(S(x'), y) from a uniform start (eq. 2.1).
 
   Args:
-    settings: empty.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 

@@ -1,7 +1,6 @@
 """A robust teacher that changes while it teaches (CIARD, arXiv:2509.12633)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ def forward_in(mode: str) -> Forward:
   return lambda teacher, images: (teacher.predict(images), teacher)
 
 
-def make_retrain(settings: Mapping[str, Any], *, epochs: int, forward: Forward):
+def make_retrain(settings, *, epochs: int, forward: Forward):
   """Builds the robust teacher's own training.
 
   SGD on CE(R(x'), y) with the student's x', every step. The learning rate is
@@ -47,8 +46,8 @@ def make_retrain(settings: Mapping[str, Any], *, epochs: int, forward: Forward):
     gradient, the variables after it, and CE of each example.
   """
   direction = sgd_direction(
-      momentum=settings['retrain_momentum'],
-      weight_decay=settings['retrain_weight_decay'])
+      momentum=settings.retrain_momentum,
+      weight_decay=settings.retrain_weight_decay)
 
   def retrain(teacher: BoundNetwork, optimizer, batch: Batch, image_adv
               ) -> tuple[jax.Array, Variables, optax.OptState, jax.Array]:
@@ -63,8 +62,8 @@ def make_retrain(settings: Mapping[str, Any], *, epochs: int, forward: Forward):
 
     grads, (logits, variables, loss) = jax.grad(mean_loss, has_aux=True)(params)
     updates, optimizer = direction.update(grads, optimizer, params)
-    rate = settings['retrain_learning_rate'] * ciard_shape(
-        batch.epoch, epochs, start=settings['retrain_from'])
+    rate = settings.retrain_learning_rate * ciard_shape(
+        batch.epoch, epochs, start=settings.retrain_from)
     params = optax.apply_updates(
         params, jax.tree.map(lambda update: -rate * update, updates))
     return logits, {**variables, 'params': params}, optimizer, loss

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax import attacks, losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Attachment, Method, Outcome
 from rkd_jax.errors import ConfigError
 from rkd_jax.losses import features
@@ -19,39 +18,51 @@ from rkd_jax.models import connected, masked
 from rkd_jax.models.following_norm import following_norm
 from rkd_jax.models.network import BoundNetwork, Network
 from rkd_jax.models.taps import with_features
+from rkd_jax.settings import count, not_negative, one_of, radius, text
 
 SUMMARY = 'RobustKD: features of a detoxified teacher (OFD, attention, plain, head)'
 
-DEFAULTS = {
-    'features': 'ofd', 'feature_weight': 1e-3, 'cross_entropy': 1.0, 'head': 'own',
-    'head_weight': 1.0, 'layers': '', 'student_layers': '', 'universal_eps': 0.0,
-    'universal_steps': 3, 'universal_weight': 1.0}
-
 FEATURES = ('ofd', 'attention', 'plain', 'none')
 HEADS = ('own', 'reused')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `robustkd`."""
+
+  features: str = one_of(
+      'ofd', FEATURES, 'Distance D of features; attention needs no connectors.')
+  feature_weight: float = not_negative(
+      1e-3, "Weight b of D; published for 'ofd'.", when={'features': FEATURES[:-1]})
+  cross_entropy: float = not_negative(1.0, 'Weight a of the labels; 0: no labels.')
+  head: str = one_of(
+      'own', HEADS, "'reused': the student ends in the teacher's classifier after a "
+      'dense projection P of its penultimate vectors z, fitted to the teacher\'s (as '
+      'SimKD, arXiv:2203.14001, with a linear projector).')
+  head_weight: float = not_negative(
+      1.0, 'Weight c of the distance of the vectors.', when={'head': ('reused',)})
+  layers: str = text(
+      '', "The teacher's layers, 'stage1,stage3'; '' for every stage.",
+      when={'features': FEATURES[:-1]})
+  student_layers: str = text(
+      '', "The student's in the same order; '' for the same names.",
+      when={'features': FEATURES[:-1]})
+  universal_eps: float = radius(
+      0.0, 'If positive, the L-inf radius of one perturbation d for the whole batch: '
+      'the terms in D and z are also taken between the teacher on x and the student on '
+      'x + d.')
+  universal_steps: int = count(
+      3, 'Steps, of 2.5 eps / steps, that drive d.', when={'universal_eps': True})
+  universal_weight: float = not_negative(
+      1.0, 'Weight of the terms under d.', when={'universal_eps': True})
+
 
 
 def make(settings, *, threat, epochs) -> Method:
   """a CE(S(x), y) + b sum_i w_i D_i(S_i, T_i) + c ||P z_S - z_T||^2 (per example).
 
   Args:
-    settings:
-      features: D: 'ofd' (w_i = 2^-(n - i), see `losses.features.overhaul`), 'plain'
-        (mean square) through 1 x 1 convolution + BatchNorm connectors, 'attention'
-        without them (both w_i = 1), or 'none'.
-      feature_weight: b >= 0; published for 'ofd': 1e-3.
-      cross_entropy: a >= 0; 0: no labels.
-      head: 'own', or 'reused': the student ends in the teacher's classifier after a
-        dense projection P of its penultimate vectors z, which are fitted to the
-        teacher's with `head_weight` c (as SimKD, arXiv:2203.14001, with a linear
-        projector, so that P and the head become the student's own head).
-      layers: the teacher's, 'stage1,stage3'; '' for every stage.
-      student_layers: the student's in the same order; '' for the same names.
-      universal_eps: radius in pixel units, >= 0. If positive, the terms in D and z are
-        also taken, weighted by `universal_weight`, between the teacher on x and the
-        student on x + d, where one d in L-inf for the whole batch was moved
-        `universal_steps` times (by 2.5 eps / steps) to drive the student's logits
-        from the teacher's.
+    settings: See `Settings`.
     threat: not used.
     epochs: not used.
 
@@ -59,13 +70,6 @@ def make(settings, *, threat, epochs) -> Method:
     ConfigError: an invalid setting; when attached, networks that do not fit.
   """
   del threat, epochs
-  checks.one_of(settings, 'features', FEATURES)
-  checks.one_of(settings, 'head', HEADS)
-  checks.non_negative(settings, 'feature_weight', 'cross_entropy', 'head_weight',
-                      'universal_eps', 'universal_weight')
-  if settings['universal_steps'] < 1:
-    raise ConfigError(
-        f'universal_steps must be >= 1, got {settings["universal_steps"]}')
 
   def objective(student, teachers, memory, batch):
     teacher = teachers['teacher']
@@ -76,14 +80,14 @@ def make(settings, *, threat, epochs) -> Method:
     logits, found, student = _train(student, batch.image)
     loss_clean = losses.cross_entropy(logits, batch.label)
     loss_features = compare(found)
-    loss = settings['cross_entropy'] * loss_clean + loss_features
+    loss = settings.cross_entropy * loss_clean + loss_features
     metrics = {'loss_clean': loss_clean, 'loss_features': loss_features,
                'accuracy_clean': losses.correct(logits, batch.label)}
-    if settings['universal_eps']:
+    if settings.universal_eps:
       moved = _universal(settings, student, teacher_logits, batch)
       _, found, student = _train(student, moved)
       loss_universal = compare(found)
-      loss += settings['universal_weight'] * loss_universal
+      loss += settings.universal_weight * loss_universal
       metrics['loss_universal'] = loss_universal
     return Outcome(loss, student, memory, metrics)
 
@@ -93,13 +97,13 @@ def make(settings, *, threat, epochs) -> Method:
 
 def _pairs(settings, teacher: Network, student: Network) -> list[tuple[str, str]]:
   """[(the teacher's layer, the student's), ...]."""
-  if settings['features'] == 'none':
+  if settings.features == 'none':
     return []
   known = {'layers': teacher.module.feature_names,
            'student_layers': student.module.feature_names}
-  theirs = _listed(settings['layers']) or [
+  theirs = _listed(settings.layers) or [
       name for name in known['layers'] if name.startswith('stage')]
-  ours = _listed(settings['student_layers']) or theirs
+  ours = _listed(settings.student_layers) or theirs
   for key, names in (('layers', theirs), ('student_layers', ours)):
     for name in names:
       if name not in known[key]:
@@ -130,11 +134,11 @@ def _attach(settings, student: Network, teachers: Mapping[str, BoundNetwork],
           f"robustkd: the teacher's {layer!r} is {theirs[layer][1:]}, the student's "
           f'{own!r} {ours[own][1:]}; heights and widths must be equal: choose other '
           'layers or student_layers')
-    if settings['features'] == 'ofd':
+    if settings.features == 'ofd':
       following_norm(teacher.network.module, teacher.variables, layer)
-    if settings['features'] != 'attention':
+    if settings.features != 'attention':
       widths[own] = theirs[layer][-1]
-  reused = settings['head'] == 'reused'
+  reused = settings.head == 'reused'
   if reused:
     widths[connected.VECTOR] = theirs[connected.VECTOR][-1]
   module = connected.Connected(student.module, tuple(widths.items()), reused)
@@ -153,11 +157,11 @@ def _compare(settings, pairs, teacher, found, targets) -> jax.Array:
   """The terms in D and z, from the student's features: float32[B]."""
   total = jnp.zeros(len(targets[connected.VECTOR]))
   for i, (layer, own) in enumerate(pairs, 1):
-    total += settings['feature_weight'] * _distance(
-        settings['features'], teacher, layer, found[own], targets[layer],
+    total += settings.feature_weight * _distance(
+        settings.features, teacher, layer, found[own], targets[layer],
         2.0 ** (i - len(pairs)))
-  if settings['head'] == 'reused':
-    total += settings['head_weight'] * features.plain(
+  if settings.head == 'reused':
+    total += settings.head_weight * features.plain(
         found[connected.VECTOR], targets[connected.VECTOR])
   return total
 
@@ -194,7 +198,7 @@ def _train(student, images):
 
 def _universal(settings, student, teacher_logits, batch):
   """The batch under one perturbation that drives the student from the teacher."""
-  eps, steps = settings['universal_eps'], settings['universal_steps']
+  eps, steps = settings.universal_eps, settings.universal_steps
   away = attacks.kl_to(teacher_logits)
   # As one example with the whole batch as its output, so that one d serves all.
   one = attacks.pgd(

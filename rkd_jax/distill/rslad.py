@@ -1,13 +1,21 @@
 """RSLAD: robust soft labels (Zi et al. 2021, arXiv:2108.07969)."""
 
+import dataclasses
+
 from rkd_jax import attacks, losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import positive, share
 
 SUMMARY = "RSLAD: the robust teacher's clean soft labels in place of all hard ones"
 
-DEFAULTS = {'weight_adv': 5 / 6, 'kl_scale': 1.0}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `rslad`."""
+
+  weight_adv: float = share(5 / 6, 'Weight w of the term on adversarial images.')
+  kl_scale: float = positive(
+      1.0, 'Factor of both KL: 1 for 10 classes, 10 for 100 in the public code.')
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -18,17 +26,14 @@ def make(settings, *, threat, epochs) -> Method:
   forwards run in training mode, first x', then x.
 
   Args:
-    settings: `weight_adv` w in [0, 1], and `kl_scale` > 0 on both terms: the
-      public code has 1 for 10 classes and 10 for 100.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  checks.between(settings, 'weight_adv')
-  checks.positive(settings, 'kl_scale')
-  weight, scale = settings['weight_adv'], settings['kl_scale']
+  weight, scale = settings.weight_adv, settings.kl_scale
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
 
   def objective(student, teachers, memory, batch):

@@ -1,21 +1,27 @@
 """Standard distillation (Hinton et al. 2015, arXiv:1503.02531)."""
 
+import dataclasses
+
 from rkd_jax import losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import positive, share
 
 SUMMARY = 'standard knowledge distillation on clean images; no attack'
 
 # The paper names no values for images; these are common ones for CIFAR.
-DEFAULTS = {'temperature': 4.0, 'alpha': 0.9}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `sd`."""
+
+  temperature: float = positive(4.0, 'Temperature T of both softmaxes.')
+  alpha: float = share(0.9, "Weight of the teacher's softened prediction.")
 
 
 def make(settings, *, threat, epochs) -> Method:
   """alpha T^2 KL(T(x)/T || S(x)/T) + (1 - alpha) CE(S(x), y) (sec. 2).
 
   Args:
-    settings: `temperature` > 0 and `alpha` in [0, 1]. The KL is summed over the
-      classes.
+    settings: See `Settings`.
     threat: not used.
     epochs: not used.
 
@@ -23,9 +29,7 @@ def make(settings, *, threat, epochs) -> Method:
     ConfigError: an invalid setting.
   """
   del threat, epochs
-  checks.positive(settings, 'temperature')
-  checks.between(settings, 'alpha')
-  temperature, alpha = settings['temperature'], settings['alpha']
+  temperature, alpha = settings.temperature, settings.alpha
 
   def objective(student, teachers, memory, batch):
     teacher_logits = teachers['teacher'].predict(batch.image)

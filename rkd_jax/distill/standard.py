@@ -1,11 +1,15 @@
 """Cross-entropy training without an attack: how a clean teacher is made."""
 
+import dataclasses
+
 from rkd_jax import losses
 from rkd_jax.distill.method import Method, Outcome
 
 SUMMARY = 'cross-entropy on clean images; no teacher, no attack'
 
-DEFAULTS = {}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `standard`."""
 
 
 def make(settings, *, threat, epochs) -> Method:

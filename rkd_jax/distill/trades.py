@@ -1,13 +1,19 @@
 """TRADES (Zhang et al. 2019, arXiv:1901.08573)."""
 
+import dataclasses
+
 from rkd_jax import attacks, losses
-from rkd_jax.distill import settings as checks
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.settings import not_negative
 
 SUMMARY = 'TRADES: clean cross-entropy + beta KL(clean || adversarial prediction)'
 
-DEFAULTS = {'beta': 6.0}
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of `trades`."""
+
+  beta: float = not_negative(6.0, 'Weight of the KL, 1 / lambda in the paper.')
 
 
 def make(settings, *, threat, epochs) -> Method:
@@ -17,15 +23,14 @@ def make(settings, *, threat, epochs) -> Method:
   the classes. The student forwards run in training mode, first x', then x.
 
   Args:
-    settings: `beta` >= 0, 1/lambda in the paper.
+    settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:
-    ConfigError: an invalid setting or threat.
+    ConfigError: an attack that would not change an image.
   """
-  checks.non_negative(settings, 'beta')
-  beta = settings['beta']
+  beta = settings.beta
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
 
   def objective(student, teachers, memory, batch):

@@ -1,13 +1,13 @@
 """The attacker's stage: makes a trigger, poisons the training data, keeps both known."""
 
 import dataclasses
-import inspect
 import pathlib
 import warnings
 
 import numpy as np
 
 from rkd_jax import backdoors, data, files
+from rkd_jax import settings as declarations
 from rkd_jax.backdoors import files as trigger_files
 from rkd_jax.backdoors.trigger import blend
 from rkd_jax.distill.method import Crafted
@@ -48,10 +48,7 @@ def check(config, dataset: data.Dataset) -> None:
         "trigger of its own from clean data; leave backdoor.trigger = ''")
   if settings.trigger not in backdoors.NAMES:
     raise unknown_name('trigger', settings.trigger, backdoors.NAMES)
-  backdoors.check_share('backdoor.rate', settings.rate)
   backdoors.check_target(settings.target, dataset.num_classes)
-  if settings.mode not in backdoors.MODES:
-    raise unknown_name('backdoor.mode', settings.mode, backdoors.MODES)
   options = _options(settings)
   if settings.trigger in backdoors.FIXED:
     trigger = backdoors.FIXED[settings.trigger](
@@ -74,10 +71,6 @@ def check(config, dataset: data.Dataset) -> None:
     raise ConfigError(
         f'backdoor.decoys is {settings.decoys}, but only a fixed trigger with one target '
         "can have them; take 'badnets' and mode 'all_to_one', or decoys 0")
-  if not settings.hardening > 0:
-    raise ConfigError(
-        f'backdoor.hardening must be > 0, a radius such as 8/255; got '
-        f'{settings.hardening}')
   if settings.trigger in ('ckd', 'lba'):
     names = build.make_network(config.model, dataset, config.dtype).module.feature_names
     if settings.layer not in names:
@@ -191,17 +184,13 @@ def _make(config, dataset, source, more=()):
     options |= {'network': network, 'variables': variables, 'split': dataset.train}
     if settings.trigger != 'input_aware':
       options['layer'] = settings.layer
-  if 'seed' in inspect.signature(make).parameters:
+  if 'seed' in declarations.rules(backdoors.SETTINGS[settings.trigger]):
     options.setdefault('seed', config.seed)
   return make(dataset.image_shape, settings.target, **options)
 
 
 def _options(settings, when=''):
-  make = {**backdoors.FIXED, **backdoors.TRAINED}[settings.trigger]
-  taken = ('image_shape', 'target', 'network', 'variables', 'split', 'layer')
-  known = [n for n in inspect.signature(make).parameters if n not in taken]
-  options = settings[f'{when}options']
-  for name in options:
-    if name not in known:
-      raise unknown_name(f'{when}option of trigger {settings.trigger!r}', name, known)
-  return dict(options)
+  options = dict(settings[f'{when}options'])
+  declarations.build(backdoors.SETTINGS[settings.trigger], options,
+                     f'config.backdoor.{when}options')
+  return options

@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from rkd_jax import data, detox, files
-from rkd_jax.errors import CheckpointError, ConfigError, unknown_name
+from rkd_jax.errors import CheckpointError
 from rkd_jax.evaluation import robustness
 from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models import masked, weights
@@ -21,7 +21,6 @@ from rkd_jax.training import rng
 
 DONE = pathlib.Path('tables', 'detox.json')
 WEIGHTS = pathlib.Path('detox', 'teacher.safetensors')
-TEACHERS = ('clean', 'robust', 'poisoned')
 _COSTS = 0.1  # A loss of accuracy that says that settings do not fit the network.
 
 
@@ -30,11 +29,7 @@ def check(config) -> None:
   settings = config.detox
   if not settings.method:
     return
-  detox.complete(settings.method, settings.options)
-  if settings.teacher not in TEACHERS:
-    raise unknown_name('detox.teacher', settings.teacher, TEACHERS)
-  if not 0 < settings.share <= 1:
-    raise ConfigError(f'detox.share must be in (0, 1], got {settings.share}')
+  detox.check_settings(settings.method, settings.options)
 
 
 def clean_part(dataset: data.Dataset, share: float) -> data.Split:

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax import sections
 from rkd_jax.models.network import Variables
+from rkd_jax.settings import build
 from rkd_jax.training.schedules import first_epoch
-
-NAMES = ('none', 'ema', 'swa')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Averaging:
   the method's affair, and its own mixture is what the running statistics hold.
 
   Attributes:
-    name: one of `NAMES`.
+    name: one of `sections.AVERAGES`.
     decay: of 'ema', in [0, 1).
     first_step: updates before the averaging starts; until then the average is the
       student itself.
@@ -84,19 +83,15 @@ def make(settings: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> A
   """The averaging that a config names.
 
   Args:
-    settings: `name`, one of `NAMES`; `decay` in [0, 1); `start` in [0, 1), the share of
-      the training after which the averaging starts, at a whole epoch.
+    settings: What differs from the defaults of `sections.Averaging`. The averaging
+      starts at a whole epoch.
     epochs: epochs of the whole training.
     steps_per_epoch: batches in an epoch.
 
   Raises:
     ConfigError: unknown name, or a value out of its range.
   """
-  if settings['name'] not in NAMES:
-    raise unknown_name('averaging', settings['name'], NAMES)
-  for key in ('decay', 'start'):
-    if not 0 <= settings[key] < 1:
-      raise ConfigError(f'averaging.{key} must be in [0, 1), got {settings[key]}')
+  chosen = build(sections.Averaging, settings, 'averaging')
   return Averaging(
-      settings['name'], settings['decay'],
-      first_epoch(settings['start'], epochs) * steps_per_epoch, steps_per_epoch)
+      chosen.name, chosen.decay, first_epoch(chosen.start, epochs) * steps_per_epoch,
+      steps_per_epoch)

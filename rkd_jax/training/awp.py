@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rkd_jax.errors import ConfigError
+from rkd_jax.sections import Awp
+from rkd_jax.settings import build
 from rkd_jax.training.schedules import first_epoch
 
 # gradient(loss_fn, params) -> (gradient like params, aux), where
@@ -71,21 +72,17 @@ def make(settings: Mapping[str, Any], *, epochs: int) -> Callable[[int], Gradien
   """`gradient_at(epoch)` of a config, the same function for all epochs alike.
 
   Args:
-    settings: `gamma` >= 0, 0 for none; `start` in [0, 1), the share of the training
-      after which the weights are perturbed, at a whole epoch.
+    settings: What differs from the defaults of `sections.Awp`. The weights are
+      perturbed from a whole epoch on.
     epochs: epochs of the whole training.
 
   Raises:
     ConfigError: a value out of its range.
   """
-  gamma, start = settings['gamma'], settings['start']
-  if not 0 <= gamma < float('inf'):
-    raise ConfigError(f'awp.gamma must be >= 0 and finite, got {gamma}')
-  if not 0 <= start < 1:
-    raise ConfigError(f'awp.start must be in [0, 1), got {start}')
-  if gamma == 0:
+  chosen = build(Awp, settings, 'awp')
+  if chosen.gamma == 0:
     return lambda epoch: plain_gradient
-  first, perturbed = first_epoch(start, epochs), make_gradient(gamma)
+  first, perturbed = first_epoch(chosen.start, epochs), make_gradient(chosen.gamma)
   return lambda epoch: perturbed if epoch >= first else plain_gradient
 
 

@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import optax
 
 from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.sections import Optimizer, Schedule
+from rkd_jax.settings import build
 
 # Learning rate, loss weights and temperatures all fall here in RSLAD, MTARD,
 # B-MTARD and CIARD.
 PUBLISHED_MILESTONES = (215 / 300, 260 / 300, 285 / 300)
-
-OPTIMIZER_DEFAULTS = {
-    'name': 'sgd', 'momentum': 0.9, 'nesterov': False, 'weight_decay': 2e-4,
-    'clip_norm': 0.0}
 
 
 def first_epoch(share: float, epochs: int) -> int:
@@ -129,7 +127,7 @@ def make_schedule(name: str, *, learning_rate: float, epochs: int,
       raise unknown_name(f'option of schedule {name!r}', option, known)
   shape_options = {**known, **shape_options}
   shape, _, within_epoch = _SHAPES[name]
-  _check_schedule(learning_rate, epochs, steps_per_epoch, warmup, shape_options)
+  _check(learning_rate, epochs, steps_per_epoch, {'warmup': warmup, **shape_options})
   warmup_steps = round(warmup * epochs * steps_per_epoch)
 
   def schedule(count):
@@ -143,27 +141,13 @@ def make_schedule(name: str, *, learning_rate: float, epochs: int,
   return schedule
 
 
-def _check_schedule(learning_rate, epochs, steps_per_epoch, warmup, options):
-  if not learning_rate > 0:
-    raise ConfigError(f'learning_rate must be > 0, got {learning_rate}')
+def _check(learning_rate, epochs, steps_per_epoch, shape):
+  build(Optimizer, {'learning_rate': learning_rate}, 'optimizer')
+  build(Schedule, shape, 'schedule')
   if epochs < 1 or steps_per_epoch < 1:
     raise ConfigError(
         f'epochs and steps_per_epoch must be >= 1, got {epochs} and '
         f'{steps_per_epoch}; is batch_size larger than the training split?')
-  if not 0 <= warmup < 1:
-    raise ConfigError(
-        f'warmup is a share of the training in [0, 1), got {warmup}; divide a '
-        'number of epochs by all epochs')
-  milestones = options.get('milestones', ())
-  if not all(0 <= share <= 1 for share in milestones):
-    raise ConfigError(
-        f'milestones are shares of the training in [0, 1], got '
-        f'{tuple(milestones)}; divide epochs by all epochs')
-  if not options.get('factor', 1) > 0:
-    raise ConfigError(f'factor must be > 0, got {options["factor"]}')
-  if not 0 <= options.get('start', 0) < 1:
-    raise ConfigError(
-        f'start is a share of the training in [0, 1), got {options["start"]}')
 
 
 def sgd_direction(*, momentum: float, weight_decay: float,
@@ -184,40 +168,26 @@ def make_optimizer(settings: Mapping[str, Any],
   """The optimiser that a config names.
 
   Args:
-    settings: keys of `OPTIMIZER_DEFAULTS`, which missing ones take:
-      name: 'sgd', 'adam' or 'adamw'.
-      momentum, nesterov: of 'sgd'.
-      weight_decay: >= 0; added to the gradient by 'sgd' and 'adam', as torch
-        does, and decoupled from it by 'adamw'. All parameters decay.
-      clip_norm: largest global norm of the gradient, before weight decay; 0
-        does not clip.
+    settings: What differs from the defaults of `sections.Optimizer`, whose learning
+      rate is the schedule's. The decay is added to the gradient by 'sgd' and 'adam',
+      as torch does, and decoupled from it by 'adamw'; all parameters decay. Gradients
+      are clipped before it is added.
     schedule: `count -> learning rate`.
 
   Raises:
     ConfigError: unknown key or name, or a value out of its range.
   """
-  for key in settings:
-    if key not in OPTIMIZER_DEFAULTS:
-      raise unknown_name('optimizer setting', key, OPTIMIZER_DEFAULTS)
-  settings = {**OPTIMIZER_DEFAULTS, **settings}
-  momentum, decay = settings['momentum'], settings['weight_decay']
-  if not 0 <= momentum < 1:
-    raise ConfigError(f'momentum must be in [0, 1), got {momentum}')
-  for key in ('weight_decay', 'clip_norm'):
-    if not settings[key] >= 0:
-      raise ConfigError(f'{key} must be >= 0, got {settings[key]}')
+  chosen = build(Optimizer, settings, 'optimizer')
+  decay, clip = chosen.weight_decay, chosen.clip_norm
   directions = {
-      'sgd': lambda: sgd_direction(momentum=momentum, weight_decay=decay,
-                                   nesterov=settings['nesterov']),
+      'sgd': lambda: sgd_direction(momentum=chosen.momentum, weight_decay=decay,
+                                   nesterov=chosen.nesterov),
       'adam': lambda: optax.chain(
           optax.add_decayed_weights(decay), optax.scale_by_adam()),
       'adamw': lambda: optax.chain(
           optax.scale_by_adam(), optax.add_decayed_weights(decay)),
   }
-  if settings['name'] not in directions:
-    raise unknown_name('optimizer', settings['name'], directions)
-  clip = settings['clip_norm']
   return optax.chain(
       optax.clip_by_global_norm(clip) if clip else optax.identity(),
-      directions[settings['name']](),
+      directions[chosen.name](),
       optax.scale_by_learning_rate(schedule))

@@ -140,7 +140,7 @@ def test_hypergradient_of_a_quadratic():
 
 
 def test_moved_stays_in_the_radius():
-  settings = {'inner_rate': 1.0, 'radius': 1.5}
+  settings = i_bau.Settings(inner_rate=1.0, radius=1.5)
   delta = jnp.zeros(2)
   for _ in range(3):
     delta = i_bau.moved(lambda d: d @ jnp.array([3.0, 4.0]), delta, settings)
@@ -213,19 +213,19 @@ def test_defences_keep_what_they_should(name, teacher):
 @pytest.mark.parametrize('name, settings, message', [
     ('mask', {}, "unknown defence 'mask': did you mean 'masks'"),
     ('masks', {'capp': 1.0}, "did you mean 'cap'"),
-    ('masks', {'cap': 'x'}, 'masks.cap must be float'),
+    ('masks', {'cap': 'x'}, 'masks.cap must be a number'),
     ('masks', {'cap': 1.5}, r'cap must be in \[0, 1\]'),
-    ('masks', {'variance': 'all_'}, 'unknown variance'),
+    ('masks', {'variance': 'all_'}, 'masks.variance: unknown value'),
     ('masks', {'layers': 'stage9'}, "the teacher has no tapped layer 'stage9'"),
-    ('gates', {'eps': -1.0}, 'eps must be >= 0'),
+    ('gates', {'eps': -1.0}, r'eps must be in \[0, 1\]'),
     ('gates', {'penalty': -1.0}, 'penalty must be >= 0'),
     ('new_head', {'weight': -1.0}, 'weight must be >= 0'),
     ('new_head', {'restart_every': 0}, 'restart_every must be >= 1'),
-    ('reversed_trigger', {'weight': -1.0}, 'weight >= 0'),
+    ('reversed_trigger', {'weight': -1.0}, 'weight must be >= 0'),
     ('reversed_trigger', {'temperature': 0.0}, 'temperature must be > 0'),
     ('reversed_trigger', {'classes': K + 1}, 'from 0 to the 3 classes'),
     ('reversed_trigger', {'search_steps': 0}, 'search_steps must be >= 1'),
-    ('reversed_trigger', {'eps': -0.1}, 'eps >= 0'),
+    ('reversed_trigger', {'eps': -0.1}, r'eps must be in \[0, 1\]'),
     ('unlearning', {'restart_every': 0}, 'restart_every must be >= 1'),
     ('nad', {'beta': -1.0}, 'beta'),
     ('anp', {'threshold': 2.0}, 'threshold'),

@@ -134,7 +134,7 @@ def test_a_whole_attack(tmp_path):
     ({'adba': {'target': 10}}, 'adba.target 10 is no class: the data set has 10'),
     ({'adba': {'shadow': 'resnet7'}}, 'there is no such network of depth 7'),
     ({'adba': {'opacity': 0.0}}, r'adba.opacity must be in \(0, 1\], got 0.0'),
-    ({'adba': {'norm': 3.0}}, 'adba.norm must be 1 or 2, got 3.0'),
+    ({'adba': {'norm': 3.0}}, 'adba.norm must be one of 1.0, 2.0, got 3.0'),
     ({'backdoor': {'trigger': 'badnets'}}, 'makes a trigger of its own'),
 ])
 def test_errors(tmp_path, changes, message):

@@ -199,7 +199,7 @@ def test_roles():
     ('pgd_at', {}, {'eps': -0.1}, 'eps'),
     ('pgd_at', {}, {'step_size': float('inf')}, 'step_size'),
     ('pgd_at', {}, {'steps': 2.5}, 'whole number'),
-    ('pgd_at', {}, {'steps': -1}, 'whole number'),
+    ('pgd_at', {}, {'steps': -1}, 'steps must be >= 0'),
     ('pgd_at', {}, {'eps_warmup': 1.0}, 'eps_warmup'),
     ('pgd_at', {}, {'epsilon': 0.1}, "did you mean 'eps'"),
 ])

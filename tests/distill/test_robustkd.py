@@ -158,7 +158,7 @@ def test_a_universal_perturbation_is_one_for_the_batch_and_costs_the_student():
   plain = make(**settings)
   student, _ = attach(plain, network('cnn_3_4', 1), teacher)
   moved = robustkd._universal(
-      {**distill.defaults('robustkd'), 'universal_eps': 0.05}, student,
+      robustkd.Settings(universal_eps=0.05), student,
       teacher.predict(batch.image) * 5, batch)
   inside = (batch.image > 0.051) & (batch.image < 0.949)
   delta = jnp.where(inside, moved - batch.image, jnp.nan)
@@ -208,7 +208,7 @@ def test_gradients_are_finite_and_reach_student_and_connectors():
 
 @pytest.mark.parametrize('settings, message', [
     ({'features': 'ofdd'}, "did you mean 'ofd'"),
-    ({'head': 'shared'}, 'unknown value of head'),
+    ({'head': 'shared'}, 'robustkd.head: unknown value'),
     ({'feature_weight': -1.0}, 'feature_weight must be >= 0'),
     ({'universal_eps': -0.1}, 'universal_eps'),
     ({'universal_steps': 0}, 'universal_steps must be >= 1'),
@@ -297,16 +297,16 @@ def test_a_student_of_a_poisoned_teacher(tmp_path, quick_compilation, capsys):
     ({'backdoor': {'trigger': 'lc', 'mode': 'all_to_all'}}, 'all_to_one'),
     ({'backdoor': {'trigger': 'sig', 'copies': True}}, 'backdoor.copies'),
     ({'backdoor': {'trigger': 'sig', 'test_options': {'amplitud': 0.2}}},
-     "unknown test_option of trigger 'sig'.*did you mean 'amplitude'"),
+     "unknown setting of config.backdoor.test_options.*did you mean 'amplitude'"),
     ({'backdoor': {'trigger': 'sig', 'test_options': {'amplitude': 2.0}}},
      r'amplitude must be in \(0, 1\], got 2.0'),
     ({'backdoor': {'trigger': 'ckd', 'test_options': {'opacity': 0.5}}},
      "'ckd' is made by training"),
-    ({'backdoor': {'trigger': 'lc', 'hardening': 0.0}}, 'hardening must be > 0'),
+    ({'backdoor': {'trigger': 'lc', 'hardening': 0.0}}, r'hardening must be in \(0, 1\]'),
     ({'detox': {'method': 'mask'}}, "did you mean 'masks'"),
     ({'detox': {'method': 'masks', 'options': {'capp': 1.0}}}, "did you mean 'cap'"),
     ({'detox': {'method': 'masks', 'share': 0.0}}, r'share must be in \(0, 1\]'),
-    ({'detox': {'method': 'masks', 'teacher': 'bad'}}, 'unknown detox.teacher'),
+    ({'detox': {'method': 'masks', 'teacher': 'bad'}}, 'detox.teacher: unknown value'),
 ])
 def test_wrong_configs_are_found_before_anything_is_written(changes, message, tmp_path):
   with pytest.raises(ConfigError, match=message):
