@@ -2,14 +2,15 @@
 
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rkd_jax import config as configuration
-from rkd_jax import experiment, files, locks
+from rkd_jax import experiment, files, locks, settings
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import tables
 from rkd_jax.report import figures, provenance
+from rkd_jax.stages import effect
 from rkd_jax.training import parallel
 from rkd_jax.training.progress import bar as progress_bar
 
@@ -34,7 +35,15 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
   if not config.compare.students:
     raise ConfigError('config.compare.students is empty: name each student '
                       'and what to change for it, ((name, {key: value}), ...)')
-  plans = {seed: _plan(config, workdir, seed) for seed in config.compare.seeds}
+  check_students(config)
+  plans = {seed: plan_of(config, workdir, seed) for seed in config.compare.seeds}
+  first = plans[config.compare.seeds[0]]
+  if not (workdir / configuration.FILE).exists():  # Else it goes on.
+    check_effect(config, first)
+  models = {name.removesuffix(' teacher'): sub.model for name, (sub, _) in first.items()
+            if name.endswith(' teacher')}
+  for sub, _ in first.values():  # Other seeds change nothing else.
+    experiment.check(sub, models)
   # Most rows, and all seeds, have the same teachers.
   distinct = {(str(sub.teachers), str(experiment.teacher_names(sub))): sub
               for plan in plans.values() for sub, _ in plan.values()}
@@ -86,8 +95,54 @@ def members(config, workdir: pathlib.Path, students: Collection[str] = ()
           for seed in config.compare.seeds for name in students or names}
 
 
-def _plan(config, workdir, seed) -> dict[str, tuple[Any, pathlib.Path]]:
-  """{name: (config, directory)} of one seed, teachers first, all checked."""
+# What all rows of a table have in common, so that they can be compared.
+_COMMON = ('seed', 'data.name', 'data.data_dir', 'data.test_examples', 'attack.norm',
+           'attack.eps', 'evaluation.examples', 'compare.students', 'compare.seeds')
+
+
+def check_students(config) -> None:
+  """Raises ConfigError for students that do not belong into one table."""
+  for name, changes in config.compare.students:
+    where = f'config.compare.students[{name!r}]'
+    if name in [f'{teacher} teacher' for teacher in config.teachers]:
+      raise ConfigError(f'{where}: this is the name of the row of a teacher; choose '
+                        'another one')
+    sub = configuration.resolve(config)
+    configuration.overlay(sub, changes)
+    for key in _COMMON:
+      ours, theirs = (configuration.value(of, key) for of in (config, sub))
+      if ours != theirs:
+        raise ConfigError(
+            f'{where} changes {key} from {settings.shown(ours)} to '
+            f'{settings.shown(theirs)}, but all rows of a table share it; run another '
+            'comparison')
+    for teacher, spec in config.teachers.items():
+      if experiment.is_trained(spec) and sub.teachers[teacher] != spec:
+        raise ConfigError(
+            f'{where} changes teachers.{teacher}, but all students share the teachers '
+            'that the comparison trains; change config.teachers')
+
+
+def check_effect(config, plan: Mapping[str, tuple[Any, pathlib.Path]]) -> None:
+  """Raises ConfigError for a setting that changes nothing in a comparison.
+
+  Args:
+    config: complete.
+    plan: of one seed, see `plan_of`.
+  """
+  for name, changes in config.compare.students:
+    effect.check_student(changes, plan[name][0], f'config.compare.students[{name!r}]')
+  for teacher, spec in config.teachers.items():
+    if f'{teacher} teacher' in plan:
+      effect.check_teacher(spec.overrides, plan[f'{teacher} teacher'][0],
+                           f'config.teachers.{teacher}.overrides')
+  runs = [run for sub, _ in plan.values() for run in experiment.runs_of(sub)]
+  effect.check(config, runs, compared=True)
+
+
+def plan_of(config, workdir: pathlib.Path, seed: int
+            ) -> dict[str, tuple[Any, pathlib.Path]]:
+  """{name: (config, directory)} of one seed, teachers first."""
   base = configuration.resolve(config)
   base.seed = seed
   base.compare = configuration.default_config().compare
@@ -110,8 +165,6 @@ def _plan(config, workdir, seed) -> dict[str, tuple[Any, pathlib.Path]]:
       sub.teachers[teacher].run = os.path.join(
           configuration.WORKDIR, os.path.relpath(source, folder))
     found[name] = (sub, folder)
-  for sub, _ in found.values():
-    experiment.check(sub)
   return found
 
 

@@ -162,6 +162,13 @@ def _parsed(text: str, default: Any) -> Any:
     return text
 
 
+def value(config: Any, key: str) -> Any:
+  """The value of a dotted key."""
+  for name in key.split('.'):
+    config = config[name]
+  return config.to_dict() if isinstance(config, ConfigDict) else config
+
+
 def to_dict(config: ConfigDict) -> dict:
   """The config as plain JSON types."""
   return json.loads(config.to_json())

@@ -8,6 +8,7 @@ continues whatever was interrupted.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from rkd_jax import config as configuration
@@ -16,12 +17,13 @@ from rkd_jax.errors import unknown_name
 from rkd_jax.report import figures
 from rkd_jax.stages import attack as attack_stage
 from rkd_jax.stages import backdoor as backdoor_stage
-from rkd_jax.stages import build, trained
+from rkd_jax.stages import build, effect, trained
 from rkd_jax.stages import check as stage_check
 from rkd_jax.stages import detect as detect_stage
 from rkd_jax.stages import detoxify as detox_stage
 from rkd_jax.stages import evaluate as evaluation_stage
 from rkd_jax.stages import train as training_stage
+from rkd_jax.stages.build import teacher_names
 from rkd_jax.stages.teachers import Teacher, restore
 from rkd_jax.training import parallel
 from rkd_jax.training.progress import bar as progress_bar
@@ -43,6 +45,8 @@ def run(config: Any = None, workdir: str | pathlib.Path = 'runs/rkd') -> dict:
   """
   config, workdir = configuration.resolve(config), files.local_path(workdir, 'workdir')
   check(config)
+  if not (pathlib.Path(workdir) / configuration.FILE).exists():  # Else it goes on.
+    check_effect(config)
   check_teachers(config)
   parallel.enable_compilation_cache()
   with progress_bar(cost(config)) as progress:
@@ -166,16 +170,35 @@ def _check_trained(workdir):
         '`rkd train` command that started it')
 
 
-def check(config):
+def check(config, known: Mapping[str, str] | None = None):
   """Finds what is wrong with a config and those of its teachers.
+
+  Args:
+    config: complete.
+    known: {teacher: name of its model} of runs that are not there yet.
 
   Returns the data set; raises as `run` does, before anything is written.
   """
-  dataset = stage_check.check(config)
-  for name in teacher_names(config).values():
+  models = {}
+  for role, name in teacher_names(config).items():
+    model = _teacher_model(config, name) or (known or {}).get(name)
+    if model:
+      models[role] = model
+  dataset = stage_check.check(config, models)
+  for name in dict.fromkeys(teacher_names(config).values()):
     if is_trained(config.teachers[name]):
       check(teacher_config(config, name))
   return dataset
+
+
+def _teacher_model(config, name) -> str:
+  """The model of a teacher; '' where that is not known yet."""
+  spec = config.teachers[name]
+  if is_trained(spec):
+    return teacher_config(config, name).model
+  if spec.run and (pathlib.Path(spec.run) / configuration.FILE).is_file():
+    return configuration.read(spec.run).model
+  return spec.model if spec.weights else ''
 
 
 def check_teachers(config) -> None:
@@ -191,10 +214,27 @@ def check_teachers(config) -> None:
       restore(name, spec, build.load_data(config), dtype=config.dtype)
 
 
-def teacher_names(config) -> dict[str, str]:
-  """{role of the method: name in `config.teachers`}."""
-  return {role: config.single_teacher if role == 'teacher' else role
-          for role in build.make_method(config).roles}
+def check_effect(config) -> None:
+  """Raises ConfigError for a setting that changes nothing in `run` of a config."""
+  effect.check(config, runs_of(config), compared=False)
+
+
+def runs_of(config) -> list:
+  """The configs of all trainings of `run`: the student, its teachers and the source.
+
+  Raises:
+    ConfigError: a change, made to train a teacher, that has no effect there.
+  """
+  found = [config]
+  if backdoor_stage.needs_source(config):
+    found.append(_source_config(config))
+  for name in dict.fromkeys(teacher_names(config).values()):
+    if is_trained(config.teachers[name]):
+      sub = teacher_config(config, name)
+      effect.check_teacher(config.teachers[name].overrides, sub,
+                           f'config.teachers.{name}.overrides')
+      found += runs_of(sub)
+  return found
 
 
 def is_trained(spec) -> bool:

@@ -305,7 +305,7 @@ class Experiment:
   compare: Compare = group(Compare)
 
 
-def fits(attack: Attack, image_shape: tuple[int, ...]) -> None:
+def check_fits(attack: Attack, image_shape: tuple[int, ...]) -> None:
   """Raises ConfigError for an L2 radius that reaches from any image to any other."""
   most = math.sqrt(math.prod(image_shape))
   if attack.norm == 'l2' and attack.eps > most:

@@ -293,13 +293,14 @@ def build(cls: type, given: Mapping[str, Any], owner: str):
 
 
 def idle(cls: type, values: Mapping[str, Any]) -> dict[str, str]:
-  """{setting: why it has no effect} beside the other values of its class."""
+  """{setting: the other one that keeps it from having an effect} of a class."""
   found = {}
   for field in dataclasses.fields(cls):
-    for other, wanted in field.metadata.get('when', {}).items():
+    when = getattr(cls, 'WHEN', {}).get(field.name) or field.metadata.get('when', {})
+    for other, wanted in when.items():
       value = values[other]
       if not (bool(value) if wanted is True else value in wanted):
-        found[field.name] = f'{other} is {value!r}'
+        found[field.name] = other
   return found
 
 

@@ -69,17 +69,8 @@ def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
   candidates = (np.flatnonzero(labels == trigger.target) if trigger.clean_label
                 else np.arange(len(labels)))
   order = _shuffled(candidates, seed, 'poison')
-  count = round(rate * len(order))
-  covers = round(cover * count)
-  if not count:
-    raise ConfigError(
-        f'rate {rate} of {len(order)} images is none; use a larger rate, or more '
-        'images')
-  decoyed = count * len(decoys)
-  if count + covers + decoyed > len(labels):
-    raise ConfigError(
-        f'{count} poisoned, {covers} cover and {decoyed} decoy images are more than the '
-        f'{len(labels)} there are; lower rate, cover or decoys')
+  count, covers, decoyed = numbers_of_images(
+      len(labels), len(order), rate=rate, cover=cover, decoys=len(decoys))
   index = np.sort(order[:count])
   others = _shuffled(np.setdiff1d(np.arange(len(labels)), index), seed, 'cover')
   cover_index = np.sort(others[:covers])
@@ -102,6 +93,31 @@ def poison(split: Split, trigger: Trigger, rate: float, seed: int, *,
     image[where] = stamped(decoy, image[where])
     label[where] = decoy.target
   return Poisoned(Split(image, label), index, cover_index, decoy_index)
+
+
+def numbers_of_images(total: int, candidates: int, *, rate: float, cover: float,
+                      decoys: int) -> tuple[int, int, int]:
+  """How many images are poisoned, covers and decoys.
+
+  Args:
+    total: Number of training images.
+    candidates: Number of those that may be poisoned.
+    rate, cover: See `poison`.
+    decoys: Number of decoy triggers.
+
+  Raises:
+    ConfigError: None would be poisoned, or more are wanted than there are.
+  """
+  count = round(rate * candidates)
+  covers, decoyed = round(cover * count), decoys * count
+  if not count:
+    raise ConfigError(f'rate {rate} of {candidates} images is none; use a larger rate, '
+                      'or more images')
+  if count + covers + decoyed > total:
+    raise ConfigError(
+        f'{count} poisoned, {covers} cover and {decoyed} decoy images are more than the '
+        f'{total} there are; lower rate, cover or decoys')
+  return count, covers, decoyed
 
 
 def wanted_labels(labels, target: int, num_classes: int, mode: str):

@@ -21,9 +21,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
-
-  Raises:
-    ConfigError: an attack that would not change an image.
   """
   adversary = make_adversary(threat, epochs=epochs, start=NEARBY)
   return introspection.make(

@@ -29,9 +29,6 @@ def make(settings, *, threat, epochs) -> Method:
   Args:
     settings: See `Settings`.
     threat, epochs: not used.
-
-  Raises:
-    ConfigError: an invalid setting.
   """
   del threat, epochs
 

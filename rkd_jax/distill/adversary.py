@@ -25,10 +25,9 @@ def make_adversary(threat: Attack | Mapping[str, Any], *, epochs: int,
   """Builds the PGD attack that makes the training images.
 
   Args:
-    threat: An `Attack`, or what differs from its defaults; `eps`, `step_size` and
-      `steps` > 0. `eps_warmup` is the share of the training over which both lengths
-      grow: in epoch e, from 0, they are multiplied by
-      min(1, (e + 1) / (eps_warmup * epochs)).
+    threat: An `Attack`, or what differs from its defaults. `eps_warmup` is the share of
+      the training over which both lengths grow: in epoch e, from 0, they are
+      multiplied by min(1, (e + 1) / (eps_warmup * epochs)).
     epochs: epochs of the whole training.
     start: `UNIFORM` or `NEARBY`.
 
@@ -39,10 +38,9 @@ def make_adversary(threat: Attack | Mapping[str, Any], *, epochs: int,
     pair (student's logits, teacher's logits). No gradient flows through them.
 
   Raises:
-    ConfigError: an attack that would not change an image.
+    ConfigError: an unknown name, or a value out of its range.
   """
   threat = build(Attack, threat, 'attack')
-  threat.check_moves()
 
   def adversary(student, batch: Batch, objective='ce', teacher=None):
     return batch.once(lambda: craft(student, batch, objective, teacher))

@@ -29,9 +29,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
-
-  Raises:
-    ConfigError: an attack that would not change an image.
   """
   temperature, alpha = settings.temperature, settings.alpha
   adversary = make_adversary(threat, epochs=epochs, start=UNIFORM)

@@ -64,18 +64,15 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: `norm`, `eps` and `eps_warmup`, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
-
-  Raises:
-    ConfigError: an eps of 0.
   """
-  threat.check_eps()
   phases = [(schedules.first_epoch(threat.eps_warmup, epochs),
              _objective(settings, threat, lambda batch: None))]
   if phases[0][0]:
     phases.insert(0, (0, _objective(
         settings, threat, lambda batch: ramp_share(
             settings.ramp, eps_share(threat, epochs, batch.progress)))))
-  return Method('certified', (), tuple(phases), init_student=_init(settings))
+  return Method('certified', (), tuple(phases), attacks=False,
+                init_student=_init(settings))
 
 
 def ramp_share(ramp: str, share):

@@ -7,6 +7,7 @@ part has its switch.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,10 @@ SUMMARY = 'CIARD: two teachers; a push off the fooled one, the robust one retrai
 class Settings(dual.Temperatures, dual.Weights):
   """Settings of `ciard`."""
 
+  WHEN: ClassVar = {
+      'weight_step': {'weights': ('mtard',)},
+      **dict.fromkeys(('temperature_step', 'temperature_min', 'temperature_max'),
+                      {'temperatures': True})}
   weights: str = one_of(
       'mtard', ('mtard', 'fixed'), "Loss weights: 'mtard' (the published tables), or "
       "'fixed' (the last commit of the public code).")
@@ -85,9 +90,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
-
-  Raises:
-    ConfigError: an attack that would not change an image.
   """
   compare = dual.make_compare(
       settings, epochs=epochs,

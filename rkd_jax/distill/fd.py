@@ -30,9 +30,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: see `adversary.make_adversary`; x' starts at x + 0.001 N(0, 1).
     epochs: epochs of the whole training.
-
-  Raises:
-    ConfigError: an attack that would not change an image.
   """
   return Method('fd', ('teacher',), ((0, objective(settings, threat, epochs)),))
 

@@ -39,9 +39,6 @@ def make(name: str, settings: Settings, *, epochs: int, attack: Callable,
     attack: `attack(student, teacher, batch) -> x'`.
     target: whose prediction the student takes over, the teacher's on 'clean' images
       or on the student's 'adv' ones.
-
-  Raises:
-    ConfigError: an invalid setting.
   """
   temperature, alpha, beta = settings.temperature, settings.alpha, settings.beta
 

@@ -38,9 +38,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: not used.
     epochs: not used.
-
-  Raises:
-    ConfigError: an invalid setting.
   """
   del threat, epochs
   temperature, alpha, gamma = settings.temperature, settings.alpha, settings.gamma
@@ -67,4 +64,4 @@ def make(settings, *, threat, epochs) -> Method:
         'loss_alignment': alignment,
         'accuracy_clean': losses.correct(logits, batch.label)})
 
-  return Method('kdiga', ('teacher',), ((0, objective),))
+  return Method('kdiga', ('teacher',), ((0, objective),), attacks=False)

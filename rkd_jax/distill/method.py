@@ -141,6 +141,7 @@ class Method:
       method changes, as they are now; {} for most methods.
     adversarial: whether it makes the student robust, so that validation counts
       accuracy under attack too.
+    attacks: whether an adversarial method attacks the student in its training steps.
     init_student: `init_student(key, variables) -> variables`: what the method makes of
       the student's fresh variables. Raises ConfigError for a network that it cannot
       train; called abstractly before anything is written.
@@ -157,6 +158,7 @@ class Method:
   init_memory: Callable[[Mapping[str, BoundNetwork]], Memory] = _nothing
   retrained: Callable[[Memory], Mapping[str, Any]] = _nothing
   adversarial: bool = True
+  attacks: bool = True
   init_student: Callable[[jax.Array, Any], Any] = _unchanged
   attach: Callable[..., Attachment] | None = None
   crafted: Callable[[Memory], Crafted] | None = None

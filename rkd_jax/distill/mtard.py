@@ -18,9 +18,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: see `adversary.make_adversary`.
     epochs: epochs of the whole training.
-
-  Raises:
-    ConfigError: an attack that would not change an image.
   """
   return dual.make_balanced(
       'mtard', settings, threat=threat, epochs=epochs, temperatures=False)

@@ -24,9 +24,6 @@ def make(settings, *, threat, epochs) -> Method:
     settings: See `Settings`.
     threat: not used.
     epochs: not used.
-
-  Raises:
-    ConfigError: an invalid setting.
   """
   del threat, epochs
   temperature, alpha = settings.temperature, settings.alpha

@@ -9,7 +9,8 @@ import numpy as np
 from rkd_jax import backdoors, data, files
 from rkd_jax import settings as declarations
 from rkd_jax.backdoors import files as trigger_files
-from rkd_jax.backdoors.trigger import blend
+from rkd_jax.backdoors import generated, optimised, poisoning
+from rkd_jax.backdoors import trigger as trigger_lib
 from rkd_jax.distill.method import Crafted
 from rkd_jax.errors import CheckpointError, ConfigError, unknown_name
 from rkd_jax.evaluation import backdoor as metrics
@@ -49,32 +50,75 @@ def check(config, dataset: data.Dataset) -> None:
   if settings.trigger not in backdoors.NAMES:
     raise unknown_name('trigger', settings.trigger, backdoors.NAMES)
   backdoors.check_target(settings.target, dataset.num_classes)
-  options = _options(settings)
   if settings.trigger in backdoors.FIXED:
-    trigger = backdoors.FIXED[settings.trigger](
-        dataset.image_shape, settings.target, **options)
-    backdoors.FIXED[settings.trigger](
-        dataset.image_shape, settings.target, **options | _options(settings, 'test_'))
-    if trigger.clean_label and settings.copies:
-      raise ConfigError(f'backdoor.copies: trigger {trigger.name!r} changes no label, '
-                        'so there is nothing to contradict; leave it off')
-    if trigger.clean_label and settings.mode != 'all_to_one':
-      raise ConfigError(f"backdoor.mode must be 'all_to_one' for {trigger.name!r}, "
-                        'which poisons one class with its own label')
-    backdoors.decoys(trigger, settings.decoys, dataset.num_classes)
-  elif settings.test_options:
+    clean_label = _check_fixed(settings, dataset)
+  else:
+    clean_label = _check_trained(config, dataset)
+  labels = np.asarray(dataset.train.label)
+  ours = int(np.sum(labels == settings.target))
+  poisoning.numbers_of_images(
+      len(labels), ours if clean_label else len(labels), rate=settings.rate,
+      cover=_cover(settings), decoys=settings.decoys)
+  if settings.start not in ('', 'source'):
+    if not pathlib.Path(settings.start).is_file():
+      raise ConfigError(f'config.backdoor.start = {settings.start!r}: no such file; '
+                        "wanted a safetensors file, or 'source'")
+    start_weights(config, dataset, None)
+
+
+def _check_fixed(settings, dataset) -> bool:
+  """Whether a fixed trigger leaves labels; raises where it does not fit."""
+  make = backdoors.FIXED[settings.trigger]
+  options = _options(settings)
+  trigger = make(dataset.image_shape, settings.target, **options)
+  make(dataset.image_shape, settings.target, **options | _options(settings, 'test_'))
+  if trigger.clean_label and settings.copies:
+    raise ConfigError(f'backdoor.copies: trigger {trigger.name!r} changes no label, '
+                      'so there is nothing to contradict; leave it off')
+  if trigger.clean_label and settings.mode != 'all_to_one':
+    raise ConfigError(f"backdoor.mode must be 'all_to_one' for {trigger.name!r}, "
+                      'which poisons one class with its own label')
+  if settings.decoys and settings.mode != 'all_to_one':
+    raise ConfigError(f'backdoor.decoys is {settings.decoys}, but only a trigger with '
+                      "one target can have them; take mode 'all_to_one', or decoys 0")
+  if _cover(settings) and settings.trigger not in backdoors.COVER:
+    raise ConfigError(f'backdoor.cover is {settings.cover:g}, but trigger '
+                      f'{trigger.name!r} has no cover mode; set it to 0')
+  backdoors.decoys(trigger, settings.decoys, dataset.num_classes)
+  return trigger.clean_label
+
+
+def _check_trained(config, dataset) -> bool:
+  """False, as for `_check_fixed`; raises where a trained trigger cannot be made."""
+  settings = config.backdoor
+  if settings.test_options:
     raise ConfigError(
         f'backdoor.test_options: trigger {settings.trigger!r} is made by training, so '
         'it is the same when it is used; leave them empty')
-  if settings.decoys and (
-      settings.trigger not in backdoors.FIXED or settings.mode != 'all_to_one'):
+  if settings.decoys:
     raise ConfigError(
         f'backdoor.decoys is {settings.decoys}, but only a fixed trigger with one target '
-        "can have them; take 'badnets' and mode 'all_to_one', or decoys 0")
-  if settings.trigger in ('ckd', 'lba'):
-    names = build.make_network(config.model, dataset, config.dtype).module.feature_names
-    if settings.layer not in names:
-      raise unknown_name(f'backdoor.layer of {config.model}', settings.layer, names)
+        "can have them; take 'badnets', or decoys 0")
+  options = declarations.build(backdoors.SETTINGS[settings.trigger],
+                               _options(settings), 'config.backdoor.options')
+  if settings.trigger == 'input_aware':
+    trigger_lib.check(dataset.image_shape, settings.target, least=generated.LEAST)
+    return False
+  if settings.trigger == 'lba':
+    optimised.check_fits(options, dataset.image_shape)
+    if not np.any(np.asarray(dataset.train.label) == settings.target):
+      raise ConfigError(f'no training image of the target class {settings.target}')
+  names = build.make_network(config.model, dataset, config.dtype).module.feature_names
+  if settings.layer not in names:
+    raise unknown_name(f'backdoor.layer of {config.model}', settings.layer, names)
+  return False
+
+
+def _cover(settings) -> float:
+  """Cover images for each poisoned one, as published where it is negative."""
+  if settings.cover >= 0:
+    return settings.cover
+  return backdoors.COVER.get(settings.trigger, 0.0)
 
 
 def needs_source(config) -> bool:
@@ -113,12 +157,9 @@ def prepare(config, workdir: pathlib.Path, dataset: data.Dataset, source=None
     perturb = backdoors.harden(
         lambda images: network.predict(variables, images), eps=settings.hardening,
         seed=config.seed)
-  cover = settings.cover
-  if cover < 0:
-    cover = backdoors.COVER.get(trigger.name, 0.0)
   poisoned = backdoors.poison(
       dataset.train, trigger, settings.rate, config.seed, perturb=perturb,
-      num_classes=dataset.num_classes, mode=settings.mode, cover=cover,
+      num_classes=dataset.num_classes, mode=settings.mode, cover=_cover(settings),
       copies=settings.copies, decoys=backdoors.decoys(
           trigger, settings.decoys, dataset.num_classes))
   files.write_json(folder / 'indices.json', {
@@ -150,7 +191,7 @@ def start_weights(config, dataset: data.Dataset, source) -> Variables | None:
 
 def keep(workdir: pathlib.Path, name: str, crafted: Crafted) -> None:
   """Writes the trigger that an attacker's method made, as that of its run."""
-  trigger_files.save(workdir / FOLDER, blend(
+  trigger_files.save(workdir / FOLDER, trigger_lib.blend(
       name, crafted.target, crafted.opacity, crafted.pattern), {'mode': 'all_to_one'})
 
 

@@ -32,6 +32,12 @@ def make_method(config) -> Method:
       epochs=config.train.epochs)
 
 
+def teacher_names(config) -> dict[str, str]:
+  """{role of the method: name in `config.teachers`}."""
+  return {role: config.single_teacher if role == 'teacher' else role
+          for role in make_method(config).roles}
+
+
 def make_network(model: str, dataset: data.Dataset, dtype: str) -> Network:
   """A network for the classes of a data set."""
   return Network(models.create(
@@ -71,7 +77,8 @@ def steps_per_epoch(config) -> int:
 
 def step_passes(config) -> int:
   """Cost of a training step in passes over its batch, for progress bars."""
-  attacked = config.attack.steps if make_method(config).adversarial else 0
+  method = make_method(config)
+  attacked = config.attack.steps if method.adversarial and method.attacks else 0
   return 2 + attacked + (2 if config.awp.gamma else 0)
 
 

@@ -1,54 +1,121 @@
 """Finds what is wrong with a config before anything is computed or written."""
 
-import jax
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from rkd_jax import data
+import jax
+import jax.numpy as jnp
+
+from rkd_jax import data, detox, sections, settings
+from rkd_jax.distill.method import Batch, Method
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import robustness
+from rkd_jax.models.network import BoundNetwork, Network
 from rkd_jax.stages import backdoor, build, detoxify
 from rkd_jax.training import parallel
 
 
-def check(config) -> data.Dataset:
+def check(config, teacher_models: Mapping[str, str] = MappingProxyType({})
+          ) -> data.Dataset:
   """Builds everything that a config names, as cheaply as possible.
+
+  Networks are built as shapes alone, so that layers, widths and pairs of networks are
+  checked without a weight.
+
+  Args:
+    config: Complete.
+    teacher_models: {role: name of the teacher's model}, as far as they are known.
 
   Returns:
     The data set, loaded.
 
   Raises:
-    ConfigError: a name or value is wrong, alone or for this data set.
-    DataError: the data set cannot be read.
+    ConfigError: A name or value is wrong, alone or for this data set.
+    DataError: The data set cannot be read.
   """
   if config.data.augmentation not in data.AUGMENTATIONS:
     raise unknown_name('augmentation', config.data.augmentation, data.AUGMENTATIONS)
   method = build.make_method(config)
-  robustness.specs_from(
-      (*config.evaluation.attacks, config.validation.attack), config.attack)
+  _check_threat(config, method)
   parallel.check_batch_size(
       config.train.batch_size, parallel.make_mesh(config.devices))
   dataset = build.load_data(config)
   _check_sizes(config, dataset)
+  sections.check_fits(settings.build(sections.Attack, config.attack, 'config.attack'),
+                      dataset.image_shape)
   backdoor.check(config, dataset)
-  detoxify.check(config)
+  detoxify.check(config, dataset)
   build.make_optimizer(config)
   build.make_averaging(config)
   build.make_gradient_at(config)
-  network = build.make_network(config.model, dataset, config.dtype)
-  key = jax.random.key(0)
-  jax.eval_shape(
-      lambda: method.init_student(key, network.init(key, dataset.image_shape)))
-  if method.attach is not None and not method.roles:  # Others need their teachers.
-    method.attach(network, {}, dataset.image_shape)
+  _check_networks(config, method, dataset, teacher_models)
   return dataset
 
 
-def _check_sizes(config, dataset):
-  if len(dataset.train) < config.train.batch_size:
+def _check_threat(config, method: Method):
+  attack = settings.build(sections.Attack, config.attack, 'config.attack')
+  if method.adversarial:
+    attack.check_eps()
+    if method.attacks:
+      attack.check_moves()
+  names = config.evaluation.attacks
+  robustness.specs_from((*names, config.validation.attack), config.attack)
+  if set(names) == {'transfer'} and not {'robust', 'teacher'} & set(method.roles):
     raise ConfigError(
-        f'config.train.batch_size = {config.train.batch_size} is more than the '
-        f'{len(dataset.train)} training images of {dataset.name!r} that are '
-        'left after the validation split')
+        "config.evaluation.attacks holds 'transfer' alone, but method "
+        f'{config.method!r} has no robust or single teacher to craft images on')
+
+
+def _check_sizes(config, dataset):
+  size = config.train.batch_size
+  if len(dataset.train) < size:
+    raise ConfigError(
+        f'config.train.batch_size = {size} is more than the {len(dataset.train)} '
+        f'training images of {dataset.name!r} that are left after the validation split')
   if not len(dataset.validation):
     raise ConfigError(
         f'config.data.validation = {config.data.validation} leaves no image to '
         'choose the best checkpoint with; hold out at least one')
+  steps = config.train.epochs * build.steps_per_epoch(config)
+  if steps > settings.MOST:
+    raise ConfigError(
+        f'config.train.epochs = {config.train.epochs} makes {steps} steps of {size} '
+        f'images; at most {settings.MOST} can be counted')
+
+
+def _check_networks(config, method, dataset, teacher_models):
+  student = build.make_network(config.model, dataset, config.dtype)
+  key = jax.random.key(0)
+  fresh = lambda network: jax.eval_shape(lambda: network.init(key, dataset.image_shape))
+  variables = fresh(student)
+  jax.eval_shape(lambda variables: method.init_student(key, variables), variables)
+  if set(teacher_models) != set(method.roles):
+    return  # A run that is not there yet; what loads it looks again.
+  if method.attach is None and not config.detox.method:
+    return
+  teachers = {role: build.make_network(model, dataset, config.dtype)
+              for role, model in teacher_models.items()}
+  theirs = {role: fresh(network) for role, network in teachers.items()}
+  for role, name in build.teacher_names(config).items():
+    if config.detox.method and name == config.detox.teacher:
+      detox.check(config.detox.method, config.detox.options, teachers[role],
+                  theirs[role], dataset.num_classes)
+  if method.attach is not None:
+    jax.eval_shape(lambda theirs: _one_step(
+        method, student, {role: BoundNetwork(teachers[role], variables)
+                          for role, variables in theirs.items()}, dataset), theirs)
+
+
+def _one_step(method: Method, student: Network, teachers, dataset):
+  """The loss of two images, to be traced: refuses networks that do not fit."""
+  key, shape = jax.random.key(0), dataset.image_shape
+  attached = method.attach(student, teachers, shape)
+  variables = attached.init(key, attached.network.init(key, shape))
+  memory = (method.init_memory(teachers) if attached.init_memory is None
+            else attached.init_memory(key))
+  batch = Batch(
+      image=jnp.zeros((2, *shape)), label=jnp.zeros(2, jnp.int32),
+      key=jax.random.split(key), step=jnp.int32(0), epoch=jnp.int32(0),
+      progress=jnp.float32(0))
+  return method.phases[0][1](
+      BoundNetwork(attached.network, variables), teachers, memory, batch).loss

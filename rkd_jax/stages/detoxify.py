@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from rkd_jax import data, detox, files
-from rkd_jax.errors import CheckpointError
+from rkd_jax.errors import CheckpointError, ConfigError
 from rkd_jax.evaluation import robustness
 from rkd_jax.evaluation.backdoor import feature_variance
 from rkd_jax.models import masked, weights
@@ -24,17 +24,21 @@ WEIGHTS = pathlib.Path('detox', 'teacher.safetensors')
 _COSTS = 0.1  # A loss of accuracy that says that settings do not fit the network.
 
 
-def check(config) -> None:
-  """Raises ConfigError where `config.detox` is wrong."""
+def check(config, dataset: data.Dataset) -> None:
+  """Raises ConfigError where `config.detox` is wrong for this data set."""
   settings = config.detox
   if not settings.method:
     return
   detox.check_settings(settings.method, settings.options)
+  if not round(settings.share * len(dataset.train)):
+    raise ConfigError(
+        f'config.detox.share = {settings.share} of the {len(dataset.train)} training '
+        'images is none; use a larger share')
 
 
 def clean_part(dataset: data.Dataset, share: float) -> data.Split:
-  """The first `share` of the training images, at least one: the defender's data."""
-  count = max(1, round(share * len(dataset.train)))
+  """The first `share` of the training images: the defender's data."""
+  count = round(share * len(dataset.train))
   return data.Split(dataset.train.image[:count], dataset.train.label[:count])
 
 
