@@ -242,7 +242,7 @@ class Evaluation:
 
 
 # Names are directories, headings of tables and legends of figures.
-_STUDENT = re.compile(r'\w(?:[\w .,+%=()-]{0,98}[\w.%+)])?')
+_STUDENT = re.compile(r'\w[^/\\<>|`*$"{}\[\]]{0,99}')
 
 
 def students(value) -> tuple[tuple[str, dict], ...]:
@@ -256,11 +256,12 @@ def students(value) -> tuple[tuple[str, dict], ...]:
         or not hasattr(entry[1], 'keys')):
       raise ConfigError(f'must be {wanted}, got the entry {shown(entry)}')
     name = entry[0]
-    if not isinstance(name, str) or not _STUDENT.fullmatch(name):
+    if (not isinstance(name, str) or not _STUDENT.fullmatch(name)
+        or not name.isprintable() or name.endswith((' ', '.'))):
       raise ConfigError(
-          f'the name of a student must be up to 100 letters, digits, spaces and '
-          f'.,+-%=()_ and begin with a letter or digit, got {shown(name)}; it becomes '
-          'a directory and the heading of a table')
+          'the name of a student must begin with a letter or digit and have at most 100 '
+          'characters, none of them a slash, markup or at the end a space or dot, got '
+          f'{shown(name)}; it becomes a directory and the heading of a table')
     if name in dict(found):
       raise ConfigError(f'two students are called {name!r}; each needs a name of its own')
     found.append((name, entry[1]))
