@@ -12,7 +12,7 @@ import warnings
 
 from rkd_jax import errors, files, signals
 
-_EPILOG = """settings: --config.KEY=VALUE changes any key, for example
+_EPILOG = """settings: --config.KEY=VALUE changes any key of `rkd config`, for example
   --config.attack.eps=0.1 --config.train.epochs=5"""
 
 _PATHS = ('workdir', 'workdirs', 'out', 'data_dir', 'teacher_weights')
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     to stop (SIGTERM), 141 nobody reads the output any more.
   """
   _prepare_streams()
-  arguments, rest = _parser().parse_known_args(argv)
   try:
+    arguments, rest = _parser().parse_known_args(argv)
     with signals.listening(), _short_warnings():
       for name, value in vars(arguments).items():
         if name in _PATHS and value:
@@ -37,18 +37,30 @@ def main(argv: list[str] | None = None) -> int:
       sys.stdout.flush()
       return code
   except errors.ConfigError as error:
-    print(f'rkd: {error}', file=sys.stderr)
+    _complain(error)
     return 2
   except BrokenPipeError:  # Whoever read the output has gone, as in `rkd list | head`.
     for stream in (sys.stdout, sys.stderr):
       os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return 141
   except (errors.RkdError, OSError) as error:  # The latter names its file.
-    print(f'rkd: {error}', file=sys.stderr)
+    _complain(error)
     return 1
   except KeyboardInterrupt as stop:
     print('rkd: interrupted; the same command continues', file=sys.stderr)
     return 128 + getattr(stop, 'number', signal.SIGINT)
+
+
+def _complain(error: Exception) -> None:
+  """Prints an error as one line."""
+  print('rkd: ' + ' '.join(str(error).split()), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+  """Complains about arguments in one line, as about everything else."""
+
+  def error(self, message):
+    raise errors.ConfigError(f'{message}; see `{self.prog} --help`')
 
 
 def _expanded(name, value):
@@ -90,7 +102,7 @@ def _short_warnings():
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
       prog='rkd', description='Robust knowledge distillation in JAX.')
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
@@ -168,6 +180,10 @@ def _parser() -> argparse.ArgumentParser:
               'comparisons of poisoned teachers, a trigger each, in one table')
   table.add_argument('workdirs', nargs='+', metavar='DIR', help='of `rkd compare`')
   table.add_argument('--out', default='', metavar='FILE', help='also as Markdown')
+  config = add('config', _config, 'every setting of a config with its default, range '
+               'and meaning')
+  config.add_argument('names', nargs='*', metavar='NAME', help='a section, method, '
+                      'defence or trigger (default: all sections but those of methods)')
   add('list', _list, 'models, methods, attacks, triggers, defences and data sets')
   return parser
 
@@ -313,6 +329,13 @@ def _quickstart(arguments, rest):
   from rkd_jax import quickstart
   _no_more(rest)
   quickstart.run(arguments.workdir)
+
+
+def _config(arguments, rest):
+  from rkd_jax import listing
+  _no_more(rest)
+  for line in listing.lines(arguments.names):
+    print(line)
 
 
 def _list(arguments, rest):

@@ -136,8 +136,8 @@ def whole(least: int, most: int) -> Rule:
   span = f'>= {least}' if most == MOST else f'in [{least}, {most}]'
 
   def read(value):
-    if (isinstance(value, bool) or not isinstance(value, numbers.Real)
-        or not math.isfinite(value) or value != int(value)):
+    if isinstance(value, bool) or not (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
       raise _Refused(f'a whole number {span}')
     if value < least:
       raise _Refused(f'>= {least}')

@@ -47,13 +47,14 @@ BELOW = {
     'certification': {'files', 'locks', 'errors', 'training', 'evaluation', 'report',
                       'config',
                       'stages', 'experiment', 'comparison'},
+    'listing': {'errors', 'settings', 'sections', 'distill', 'detox', 'backdoors'},
     'quickstart': {'files', 'evaluation', 'config', 'comparison', 'certification',
                    'backdoor_table'},
     'cli': {'files', 'signals', 'errors', 'attack_table', 'attacks', 'backdoors',
             'backdoor_table',
             'data', 'detox',
             'distill', 'evaluation', 'models', 'report', 'config', 'experiment',
-            'comparison', 'certification', 'quickstart'},
+            'comparison', 'certification', 'listing', 'quickstart'},
     '__main__': {'cli'},
     '__init__': set(),  # Looks names up lazily.
 }

@@ -26,15 +26,23 @@ _VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3),
         19: (2, 2, 4, 4, 4)}
 
 
+# Beyond these a name is a typing error, and the network would not fit into any memory.
+_DEEPEST, _WIDEST, _MOST_LAYERS = 1202, 65536, 100  # He et al. trained 1,202 layers.
+
+
 def _widths(name, text):
   widths = tuple(int(width) for width in text.split('_')[1:])
-  if min(widths) < 1:
-    raise ConfigError(f'{name!r}: every width must be >= 1, got {widths}')
+  if min(widths) < 1 or max(widths) > _WIDEST or len(widths) > _MOST_LAYERS:
+    raise ConfigError(
+        f'{name!r:.200}: there must be at most {_MOST_LAYERS} widths, all from 1 to '
+        f'{_WIDEST}')
   return widths
 
 
 def _blocks(name, depth, per_block, extra, also=''):
   """Blocks in each of three stages of a network of `depth` layers."""
+  if depth > _DEEPEST:
+    raise ConfigError(f'{name!r}: the depth must be at most {_DEEPEST}, got {depth}')
   blocks, rest = divmod(depth - extra, 3 * per_block)
   if rest or blocks < 1:
     valid = ', '.join(str(3 * per_block * n + extra) for n in range(1, 6))
@@ -69,8 +77,8 @@ def _preact_resnet(name, depth):
 
 
 def _wide_resnet(name, depth, widening):
-  if int(widening) < 1:
-    raise ConfigError(f'{name!r}: the widening factor must be >= 1')
+  if not 1 <= int(widening) <= 100:
+    raise ConfigError(f'{name!r}: the widening factor must be from 1 to 100')
   return WideResNet, {'depth': _blocks(name, int(depth), 2, 4),
                       'widening': int(widening)}
 
@@ -81,8 +89,9 @@ def _mobilenet(name):
 
 
 def _pyramidnet(name, depth, alpha, bottleneck):
-  if int(alpha) < 1:
-    raise ConfigError(f'{name!r}: alpha, the channels added, must be >= 1')
+  if not 1 <= int(alpha) <= 10_000:
+    raise ConfigError(
+        f'{name!r}: alpha, the channels added, must be from 1 to 10000')
   return PyramidNet, {
       'depth': _blocks(name, int(depth), 3 if bottleneck else 2, 2),
       'alpha': int(alpha), 'bottleneck': bool(bottleneck)}
@@ -176,8 +185,11 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32,
 
 def _resolve(name):
   """The module class and its sizes."""
+  name = str(name)
+  if re.search(r'\d{7}', name):
+    raise ConfigError(f'{name!r:.100}: no size of a network has more than six digits')
   for family in _FAMILIES:
-    match = re.fullmatch(family.regex, str(name), re.ASCII)
+    match = re.fullmatch(family.regex, name, re.ASCII)
     if match:
       return family.build(name, *match.groups())
   patterns = [family.pattern for family in _FAMILIES]
