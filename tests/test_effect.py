@@ -27,7 +27,6 @@ DEFENDED = {**TAUGHT, 'method': 'sd', 'detox': {'method': 'masks'}}
     ({**DEFENDED, 'detox': {'share': 0.5}}, "config.detox.method is ''"),
     ({**TAUGHT, 'method': 'standard'}, "'standard' learns from no teacher"),
     ({'method': 'pgd_at', 'single_teacher': 'clean'}, 'single_teacher'),
-    ({'method': 'standard', 'attack': {'steps': 3}}, 'does not attack while it trains'),
     ({'method': 'standard', 'validation': {'attack': 'pgd20'}}, 'no robust student'),
     ({'method': 'standard', 'data': {'data_dir': '/tmp'}}, 'comes with scikit-learn'),
     ({'method': 'standard', 'schedule': {'milestones': (0.5,)}}, "name is 'cosine'"),
@@ -53,7 +52,9 @@ def test_a_setting_without_effect_is_an_error(config, words):
     # Its defaults are no setting of anybody's.
     {'method': 'standard', 'backdoor': {'rate': 0.1}, 'rslad': {'kl_scale': 1.0}},
     # A teacher uses what the student does not.
-    {**TAUGHT, 'method': 'sd', 'attack': {'steps': 3}},
+    {**TAUGHT, 'method': 'sd', 'validation': {'attack': 'pgd20'}},
+    # The threat is that of the experiment.
+    {'method': 'standard', 'attack': {'steps': 3, 'step_size': 0.1}},
     {**DEFENDED, 'detox': {'method': 'masks', 'teacher': 'robust', 'share': 0.3}},
     {'method': 'standard', 'backdoor': {'trigger': 'ckd', 'layer': 'stage1'}},
 ])
@@ -80,7 +81,7 @@ def test_every_setting_of_every_config_has_an_effect(spec):
 
 @pytest.mark.parametrize('students, words', [
     ((('a', {}), ('a', {})), "two students are called 'a'"),
-    ((('..', {}),), "the name of a student must be .* got '..'"),
+    ((('..', {}),), "the name of a student must .* got '..'"),
     ((('/abs', {}),), 'the name of a student'),
     ((('a/b', {}),), 'the name of a student'),
     ((('<b>', {}),), 'the name of a student'),

@@ -79,8 +79,9 @@ def _check_fixed(settings, dataset) -> bool:
     raise ConfigError(f"backdoor.mode must be 'all_to_one' for {trigger.name!r}, "
                       'which poisons one class with its own label')
   if settings.decoys and settings.mode != 'all_to_one':
-    raise ConfigError(f'backdoor.decoys is {settings.decoys}, but only a trigger with '
-                      "one target can have them; take mode 'all_to_one', or decoys 0")
+    raise ConfigError(
+        f'backdoor.decoys is {settings.decoys}, but only a fixed trigger with one target '
+        "can have them; take mode 'all_to_one', or decoys 0")
   if _cover(settings) and settings.trigger not in backdoors.COVER:
     raise ConfigError(f'backdoor.cover is {settings.cover:g}, but trigger '
                       f'{trigger.name!r} has no cover mode; set it to 0')

@@ -2,7 +2,8 @@
 
 A setting counts as given where it differs from its default. One that a base config
 shares is fine as long as any run of the experiment uses it; one that was written for a
-single student or teacher has to have an effect there.
+single student or teacher has to have an effect there. The section `attack` is the threat
+of the whole experiment, and every method takes of it what it needs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -146,8 +147,6 @@ def _by_method(config) -> dict[str, Idle]:
   if config.detox.method and config.detox.teacher not in taught:
     reason = Idle(f'{learns}, but config.detox.teacher is {config.detox.teacher!r}')
     found |= {f'detox.{key}': reason for key in config.detox}
-  if not (method.adversarial and method.attacks):
-    found['attack.steps'] = Idle(f'{who} does not attack while it trains')
   if not method.adversarial:
     found['validation.attack'] = Idle(f'{who} makes no robust student')
   return found
