@@ -61,7 +61,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def check(name: str, settings: Mapping[str, Any], network: Network, variables: Variables,
-          num_classes: int) -> None:
+          image_shape: tuple[int, ...]) -> None:
   """Raises ConfigError where a defence would refuse a teacher or the settings.
 
   Args:
@@ -69,11 +69,11 @@ def check(name: str, settings: Mapping[str, Any], network: Network, variables: V
     settings: what differs from `defaults(name)`.
     network: the teacher.
     variables: its variables, or their shapes.
-    num_classes: K.
+    image_shape: (H, W, C).
   """
   complete = check_settings(name, settings)
   if hasattr(METHODS[name], 'check'):
-    METHODS[name].check(complete, network, variables, num_classes)
+    METHODS[name].check(complete, network, variables, image_shape)
 
 
 def defaults(name: str) -> dict[str, Any]:

@@ -32,7 +32,6 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """Channels whose mask falls below a threshold get weight 0.
 
@@ -55,7 +54,7 @@ def run(network, variables, split, settings, *, key):
   Raises:
     ConfigError: a network without channels.
   """
-  check(settings, network, variables, None)
+  check(settings, network, variables, split.image.shape[1:])
   flat = traverse_util.flatten_dict(variables['params'])
   channels = channel_weights(flat)
   rest = {name: tree for name, tree in variables.items() if name != 'params'}
@@ -98,9 +97,9 @@ def run(network, variables, split, settings, *, key):
   return network, best
 
 
-def check(settings, network, variables, num_classes) -> None:
+def check(settings, network, variables, image_shape) -> None:
   """Raises ConfigError for a network without channels."""
-  del settings, network, num_classes
+  del settings, network, image_shape
   if not channel_weights(traverse_util.flatten_dict(variables['params'])):
     raise ConfigError('the network has neither BatchNorm nor convolutions to prune')
 

@@ -22,7 +22,6 @@ class Settings(finetune.Settings):
   layer: str = text('', "The layer that is pruned; '' for the last stage.")
 
 
-
 def run(network, variables, split, settings, *, key):
   """Prunes channels by rising mean activation while accuracy loss is small enough.
 
@@ -65,7 +64,7 @@ def _pruned(network, variables, layer, order, count):
       layer: {'mask': off, 'reference': jnp.zeros(len(order))}})
 
 
-def check(settings, network, variables, num_classes) -> None:
+def check(settings, network, variables, image_shape) -> None:
   """Raises ConfigError for a layer that the network does not tap."""
-  del variables, num_classes
+  del variables, image_shape
   layers_lib.named(network, settings.layer)

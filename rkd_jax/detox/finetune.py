@@ -23,7 +23,6 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """SGD on CE(T(x), y), momentum 0.9, BatchNorm in training mode.
 

@@ -22,7 +22,6 @@ class Settings(finetune.Settings):
   smoothing: float = share(0.1, 'Label smoothing.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """SGD on the loss at w + rho |w|^2 g / || |w| g ||, g the gradient at w.
 

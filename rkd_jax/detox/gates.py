@@ -35,7 +35,6 @@ class Settings(universal_training.Settings):
       False, 'Whether all weights of the teacher are trained too.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """A teacher with gates g in [0, 1]^C: F' = P + g (F - P) at each layer.
 
@@ -80,7 +79,7 @@ def run(network, variables, split, settings, *, key):
       build, state, split, settings, key=key, penalty=penalty))
 
 
-def check(settings, network, variables, num_classes) -> None:
+def check(settings, network, variables, image_shape) -> None:
   """Raises ConfigError for a layer that the network does not tap."""
-  del variables, num_classes
+  del variables, image_shape
   layers_lib.named(network, settings.layers)

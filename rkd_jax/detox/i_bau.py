@@ -29,7 +29,6 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """min over w of max over one d, ||d||_2 <= radius, of CE(T(x + d), y).
 

@@ -30,6 +30,15 @@ def named(network: Network, layers: str) -> tuple[str, ...]:
   return chosen
 
 
+def shapes(network: Network, variables: Variables, image_shape: tuple[int, ...]
+           ) -> dict[str, tuple[int, ...]]:
+  """The shape of every tapped feature of one image [H, W, C]; nothing is computed."""
+  image = jnp.zeros((1, *image_shape))
+  _, seen = jax.eval_shape(
+      lambda variables: with_features(network.module, variables, image), variables)
+  return {name: feature.shape[1:] for name, feature in seen.items()}
+
+
 def average(network: Network, variables: Variables, images, *,
             power: int = 1, batch_size: int = 250) -> dict[str, jax.Array]:
   """Mean over images of every tapped feature (of its absolute power): [...].

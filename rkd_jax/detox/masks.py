@@ -39,7 +39,6 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """A teacher whose features F' = (1 - M) F + M P feed what follows them.
 
@@ -85,7 +84,7 @@ def run(network, variables, split, settings, *, key):
   return wrap(bounded(free))
 
 
-def check(settings, network, variables, num_classes) -> None:
+def check(settings, network, variables, image_shape) -> None:
   """Raises ConfigError for a layer that the network does not tap."""
-  del variables, num_classes
+  del variables, image_shape
   layers_lib.named(network, settings.layers)

@@ -4,6 +4,7 @@ import dataclasses
 
 from rkd_jax.detox import finetune
 from rkd_jax.detox import layers as layers_lib
+from rkd_jax.errors import ConfigError
 from rkd_jax.losses import features
 from rkd_jax.models.taps import with_features
 from rkd_jax.settings import not_negative, text
@@ -17,7 +18,6 @@ class Settings(finetune.Settings):
 
   beta: float = not_negative(1000.0, 'Weight of the attention distance.')
   layers: str = text('', "'stage1,stage3'; '' for every stage.")
-
 
 
 def run(network, variables, split, settings, *, key):
@@ -35,6 +35,7 @@ def run(network, variables, split, settings, *, key):
   Raises:
     ConfigError: a layer that is not a tapped feature map.
   """
+  check(settings, network, variables, split.image.shape[1:])
   names = layers_lib.named(network, settings.layers)
   copy = finetune.tuned(network, variables, split, settings, key=key)
 
@@ -48,7 +49,11 @@ def run(network, variables, split, settings, *, key):
       network, variables, split, settings, key=key, extra=distance)
 
 
-def check(settings, network, variables, num_classes) -> None:
-  """Raises ConfigError for a layer that the network does not tap."""
-  del variables, num_classes
-  layers_lib.named(network, settings.layers)
+def check(settings, network, variables, image_shape) -> None:
+  """Raises ConfigError for a layer that is not a tapped feature map."""
+  shapes = layers_lib.shapes(network, variables, image_shape)
+  for name in layers_lib.named(network, settings.layers):
+    if len(shapes[name]) != 3:
+      raise ConfigError(
+          f'nad: layer {name!r} is a vector {shapes[name]}, but attention needs feature '
+          'maps [h, w, C]; choose other layers, or another defence for this network')

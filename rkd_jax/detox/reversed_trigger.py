@@ -39,7 +39,6 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-
 def run(network, variables, split, settings, *, key):
   """The teacher with a classifier that minimises T^2 KL(old(x), new(x)) + w CE(x', y).
 
@@ -88,22 +87,17 @@ def loss(new, old, image, label, bad, settings) -> jax.Array:
 
 def search(network, variables, split, settings, key) -> detection.Report:
   """What `detection.detect` finds in a teacher."""
+  check(settings, network, variables, split.image.shape[1:])
   num_classes = head.num_classes(network, variables, split.image.shape[1:])
-  check_classes(settings, num_classes)
   return detection.detect(
       lambda images: network.predict(variables, images), split, num_classes,
       eps=settings.eps, steps=settings.search_steps,
       seed=int(jax.random.bits(key, dtype=jnp.uint32)))
 
 
-def check_classes(settings, num_classes: int) -> None:
-  """Raises ConfigError where more classes are suspected than there are."""
+def check(settings, network, variables, image_shape) -> None:
+  """Raises ConfigError for more classes than the teacher has."""
+  num_classes = head.num_classes(network, variables, image_shape)
   if settings.classes > num_classes:
     raise ConfigError(f'classes must be from 0 to the {num_classes} classes of the '
                       f'teacher, got {settings.classes}')
-
-
-def check(settings, network, variables, num_classes) -> None:
-  """Raises ConfigError for more classes than the teacher has."""
-  del network, variables
-  check_classes(settings, num_classes)

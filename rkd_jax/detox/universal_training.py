@@ -29,7 +29,6 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-
 def train(build: Callable, free: Any, split: Split, settings: Settings, *,
           key: jax.Array, penalty: Callable[[Any], jax.Array] | None = None) -> Any:
   """Minimises CE(x, y) + weight * CE(x + d_k, y) + penalty over `free`.

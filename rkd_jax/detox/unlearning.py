@@ -17,6 +17,8 @@ from rkd_jax.detox import neural_cleanse, reversed_trigger, universal
 from rkd_jax.detox.descent import repeat
 from rkd_jax.settings import count, positive
 
+check = reversed_trigger.check  # The same search comes first.
+
 SUMMARY = 'all weights against the patch and perturbation that detection finds'
 
 
@@ -32,7 +34,6 @@ class Settings(reversed_trigger.Settings):
       1e-3, 'Learning rate of Adam at the start; the default is for small networks, a '
       'WRN-28-4 takes 1e-4 with a temperature of 4. A rate that is too high shows in '
       'the accuracy on clean images.')
-
 
 
 def run(network, variables, split, settings, *, key):
@@ -87,9 +88,3 @@ def run(network, variables, split, settings, *, key):
   params = repeat(step, state, split, key=key, steps=settings.steps,
                   batch_size=settings.batch_size)[0]
   return network, {**variables, 'params': params}
-
-
-def check(settings, network, variables, num_classes) -> None:
-  """Raises ConfigError for more classes than the teacher has."""
-  del network, variables
-  reversed_trigger.check_classes(settings, num_classes)

@@ -13,7 +13,6 @@ class Settings(dual.Temperatures, dual.Weights):
   """Settings of `b_mtard`."""
 
 
-
 def make(settings, *, threat, epochs) -> Method:
   """w_a KL(R(x')/tau_r || S(x')) / C + w_n KL(N(x)/tau_n || S(x)) / C.
 

@@ -30,7 +30,6 @@ class Settings(fd.Settings):
       'smooth', certified.RAMPS, 'How eps and kappa grow, as in `certified`.')
 
 
-
 def make(settings, *, threat, epochs) -> Method:
   """FD + kappa mean_c -log(1 - tanh(W_c / 4)).
 

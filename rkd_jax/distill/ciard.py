@@ -57,7 +57,6 @@ class Settings(dual.Temperatures, dual.Weights):
       2e-4, 'Weight decay of its SGD.', when={'retrain': True})
 
 
-
 def push_scale(mean_adv: jax.Array, mean_clean: jax.Array,
                mean_push: jax.Array) -> jax.Array:
   """k = 10**(min(floor(log10 L1), floor(log10 L2)) - floor(log10 L3)).

@@ -44,7 +44,6 @@ class Temperatures:
           f'start at 1; got {self.temperature_min} and {self.temperature_max}')
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """The student beside both teachers, on one batch.

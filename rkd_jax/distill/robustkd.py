@@ -57,7 +57,6 @@ class Settings:
       1.0, 'Weight of the terms under d.', when={'universal_eps': True})
 
 
-
 def make(settings, *, threat, epochs) -> Method:
   """a CE(S(x), y) + b sum_i w_i D_i(S_i, T_i) + c ||P z_S - z_T||^2 (per example).
 

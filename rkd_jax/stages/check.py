@@ -59,6 +59,9 @@ def _check_threat(config, method: Method):
     if method.attacks:
       attack.check_moves()
   names = config.evaluation.attacks
+  if config.validation.attack == 'transfer':
+    raise ConfigError("config.validation.attack must be an attack on the student itself, "
+                      "such as 'pgd10', got 'transfer'")
   robustness.specs_from((*names, config.validation.attack), config.attack)
   if set(names) == {'transfer'} and not {'robust', 'teacher'} & set(method.roles):
     raise ConfigError(
@@ -99,7 +102,7 @@ def _check_networks(config, method, dataset, teacher_models):
   for role, name in build.teacher_names(config).items():
     if config.detox.method and name == config.detox.teacher:
       detox.check(config.detox.method, config.detox.options, teachers[role],
-                  theirs[role], dataset.num_classes)
+                  theirs[role], dataset.image_shape)
   if method.attach is not None:
     jax.eval_shape(lambda theirs: _one_step(
         method, student, {role: BoundNetwork(teachers[role], variables)
