@@ -45,9 +45,9 @@ def alone(method, **more):
     ({**taught(method='cfd'), 'model': 'resnet8'}, 'statistics of BatchNorm'),
     ({**alone('standard'), 'model': 'resnet999998'}, 'depth must be at most'),
     ({**alone('standard'), 'model': 'resnet99999999'}, 'more than six digits'),
-    ({**alone('standard'), 'model': 'mlp_999999'}, 'from 1 to 65536'),
-    ({**alone('standard'), 'model': 'mlp' + '_8' * 101}, 'at most 100 widths'),
-    ({**alone('standard'), 'model': 'wide_resnet10_9999'}, 'from 1 to 100'),
+    ({**alone('standard'), 'model': 'mlp_999999'}, 'every width must be .* <= 65536'),
+    ({**alone('standard'), 'model': 'mlp' + '_8' * 101}, 'at most 100 of them'),
+    ({**alone('standard'), 'model': 'wide_resnet10_9999'}, '<= 100'),
     (taught('resnet99999999'), 'more than six digits'),
     # Defences and their teachers.
     (defended('masks', layers='stage9'), "the teacher has no tapped layer 'stage9'"),

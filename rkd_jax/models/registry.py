@@ -34,8 +34,8 @@ def _widths(name, text):
   widths = tuple(int(width) for width in text.split('_')[1:])
   if min(widths) < 1 or max(widths) > _WIDEST or len(widths) > _MOST_LAYERS:
     raise ConfigError(
-        f'{name!r:.200}: there must be at most {_MOST_LAYERS} widths, all from 1 to '
-        f'{_WIDEST}')
+        f'{name!r:.200}: every width must be >= 1 and <= {_WIDEST}, and there must be at '
+        f'most {_MOST_LAYERS} of them')
   return widths
 
 
@@ -78,7 +78,7 @@ def _preact_resnet(name, depth):
 
 def _wide_resnet(name, depth, widening):
   if not 1 <= int(widening) <= 100:
-    raise ConfigError(f'{name!r}: the widening factor must be from 1 to 100')
+    raise ConfigError(f'{name!r}: the widening factor must be >= 1 and <= 100')
   return WideResNet, {'depth': _blocks(name, int(depth), 2, 4),
                       'widening': int(widening)}
 
@@ -91,7 +91,7 @@ def _mobilenet(name):
 def _pyramidnet(name, depth, alpha, bottleneck):
   if not 1 <= int(alpha) <= 10_000:
     raise ConfigError(
-        f'{name!r}: alpha, the channels added, must be from 1 to 10000')
+        f'{name!r}: alpha, the channels added, must be >= 1 and <= 10000')
   return PyramidNet, {
       'depth': _blocks(name, int(depth), 3 if bottleneck else 2, 2),
       'alpha': int(alpha), 'bottleneck': bool(bottleneck)}
