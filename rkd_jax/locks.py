@@ -27,6 +27,7 @@ _held: dict[str, int] = {}  # Directory: the thread of this process that has it.
 def hold(folder: str | os.PathLike) -> Iterator[None]:
   """Holds the lock of a directory, which is made if absent, for a block.
 
+  What killed writers left in the directory of a run is removed.
   A block inside the block, of the same thread, may ask for it again.
 
   Raises:
@@ -45,6 +46,8 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
     _lock(descriptor, folder)
     _held[key] = threading.get_ident()
     try:
+      if (folder / 'config.json').exists():  # Else it may be anybody's directory.
+        files.sweep(folder)
       yield
     finally:
       del _held[key]

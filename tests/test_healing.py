@@ -223,3 +223,26 @@ def test_asked_to_stop_it_says_so_and_leaves_a_checkpoint(long, tmp_path):
       log.unlink()
       process = begun(long, log)
       assert files.read_lines(log)[0]['step'] in range(step, step + 5)
+
+
+@pytest.mark.parametrize('blocks', [1, 12, 40])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, blocks):
+  """A limit on the size of files: of the metrics, the arrays, the checkpoint's data."""
+  config = {**SMALL, 'model': 'mlp_64_64'}
+  (tmp_path / 'config.py').write_text(
+      f'def get_config(variant=""):\n  return {config!r}\n')
+  rkd.run(config, tmp_path / 'undisturbed')
+  command = [*COMMAND, '--config', str(tmp_path / 'config.py'), '--workdir',
+             str(tmp_path / 'run')]
+  done = subprocess.run(['bash', '-c', f'ulimit -f {blocks}; "$@"', '-', *command],
+                        cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1
+  said = [line for line in done.stderr.splitlines() if not line.startswith('standard')]
+  last = said[-1]
+  assert f'rkd: {tmp_path}/run/' in last and 'cannot be written: the disk' in last
+  assert all('warning' in line.lower() for line in said[:-1]), said
+  rkd.run(config, tmp_path / 'run')
+  for name in ('student-best', 'student-last'):
+    ours, theirs = ((tmp_path / run / 'weights' / f'{name}.safetensors').read_bytes()
+                    for run in ('run', 'undisturbed'))
+    assert ours == theirs

@@ -6,12 +6,12 @@ the best so far. Both appear at once or not at all.
 """
 
 import contextlib
-import io
+import functools
 import json
 import logging
 import pathlib
 import shutil
-import time
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +26,7 @@ from rkd_jax import files
 from rkd_jax.errors import CheckpointError
 
 SCORE = 'score'  # The metric in [0, 1], larger is better, that 'best' goes by.
+_FULL = ('RESOURCE_EXHAUSTED', 'No space left', 'File too large', 'quota exceeded')
 _NOT_VALIDATED = -1.0  # Below every score.
 # Names of the items of a checkpoint; the first is orbax's own for a single item, under
 # which older versions of this library wrote the state, without the second.
@@ -41,11 +42,12 @@ class Checkpoints:
 
   def __init__(self, directory: str | pathlib.Path):
     self._directory = pathlib.Path(directory).resolve()
+    _hush()
     _mend_scores(self._directory)
     keep = policies.AnyPreservationPolicy([
         policies.LatestN(2),
         policies.BestN(get_metric_fn=lambda metrics: metrics[SCORE], n=1)])
-    with self._explained('cannot be opened'), _quiet():
+    with self._explained('cannot be opened'):
       self._manager = ocp.CheckpointManager(
           self._directory,
           options=ocp.CheckpointManagerOptions(
@@ -154,9 +156,8 @@ class Checkpoints:
       items = {_STATE: ocp.args.StandardRestore(template)}
       if checked:
         items[_CHECK] = ocp.args.JsonRestore()
-      with _quiet():
-        loaded = self._manager.restore(step, args=ocp.args.Composite(**items))
-        score = self._manager.metrics(step)[SCORE]
+      loaded = self._manager.restore(step, args=ocp.args.Composite(**items))
+      score = self._manager.metrics(step)[SCORE]
     except Exception as error:  # orbax raises anything, bare Exceptions too.
       raise CheckpointError(
           f'checkpoint {step} in {self._directory} cannot be restored '
@@ -192,7 +193,7 @@ class Checkpoints:
       yield
     except Exception as error:
       reason = files.first_line(error)
-      if 'RESOURCE_EXHAUSTED' in str(error) or 'No space left' in str(error):
+      if any(words in str(error) for words in _FULL):
         reason = 'the disk is full; once there is room, the same command continues'
       raise CheckpointError(
           f'{self._directory}: a checkpoint {what}: {reason}') from error
@@ -212,23 +213,26 @@ def _mend_scores(directory) -> None:
       files.write_text(path, json.dumps({SCORE: _NOT_VALIDATED}))
 
 
-@contextlib.contextmanager
-def _quiet():
-  """Keeps to itself what threads of tensorstore print of a damaged file.
+@functools.cache
+def _hush() -> None:
+  """Keeps threads of orbax and tensorstore from printing errors that are raised, too.
 
-  The error is raised as well, and becomes one line.
+  Of a damaged file or a full disk they print tracebacks by the dozen, and callbacks that
+  come late complain about a loop that is closed; one error with one line is enough.
   """
-  level = logging.root.manager.disable
-  logging.disable(logging.CRITICAL)
-  try:
-    with contextlib.redirect_stderr(io.StringIO()):
-      try:
-        yield
-      except Exception:
-        time.sleep(0.2)  # Other threads still fail at the same file.
-        raise
-  finally:
-    logging.disable(level)
+  def is_ours(record):
+    failed = str(record.exc_info[1]) if record.exc_info else ''
+    return 'orbax' in record.pathname or 'OCDBT' in failed or 'local file' in failed
+
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(lambda record: not is_ours(record))
+  shown = sys.unraisablehook
+
+  def hook(what):
+    if str(what.exc_value) != 'Event loop is closed':
+      shown(what)
+
+  sys.unraisablehook = hook
 
 
 def _digest(state) -> str:
