@@ -75,6 +75,25 @@ def check_classes(name: str, labels, shape: tuple[int, ...]) -> jax.Array:
   return labels.astype(np.int32)  # Not JAX's: under `jit` that would hide the values.
 
 
+def check_below(name: str, values, classes: int) -> None:
+  """Refuses class numbers that a network with so many logits does not have.
+
+  Args:
+    name: 'labels' or 'targets'.
+    values: int[B]; not checked where their values are not known.
+    classes: K.
+  """
+  if not known(values):
+    return
+  values = np.asarray(values)
+  bad = (values < 0) | (values >= classes)
+  if bad.any():
+    example = int(np.argmax(bad))
+    raise ConfigError(
+        f'{name[:-1]} {values[example]} of example {example} is no class: fn has '
+        f'{classes} logits, so {name} are 0 to {classes - 1}')
+
+
 def check_size(name: str, value, *, above_zero: bool = False):
   """A scalar >= 0 as float32; the sign of a traced one is not checked.
 

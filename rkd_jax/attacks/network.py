@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.attacks.arguments import known
+from rkd_jax.attacks.arguments import check_below, known
 from rkd_jax.errors import ConfigError
 
 _TRACED = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError,
@@ -73,15 +73,9 @@ def check_logits(output: Any, images, labels=None, targets=None) -> None:
   if shape[1] < 2:
     raise ConfigError(f'fn must tell classes apart, but its logits {list(shape)} have '
                       'only one')
-  for name, values in (('label', labels), ('target', targets)):
-    if values is None or not known(values):
-      continue
-    values = np.asarray(values)
-    wrong = (values < 0) | (values >= shape[1])
-    if wrong.any():
-      example = int(np.argmax(wrong))
-      raise ConfigError(f'{name} {values[example]} of example {example} is no class: fn '
-                        f'has {shape[1]} logits, so {name}s are 0 to {shape[1] - 1}')
+  for name, values in (('labels', labels), ('targets', targets)):
+    if values is not None:
+      check_below(name, values, shape[1])
   if labels is not None and targets is not None and known(labels) and known(targets):
     same = np.asarray(labels) == np.asarray(targets)
     if same.any():

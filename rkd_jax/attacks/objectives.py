@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from rkd_jax.attacks import arguments
 from rkd_jax.errors import ConfigError, unknown_name
 
 
@@ -160,11 +162,12 @@ def _one_hot(labels, logits):
   """bool[B, K], true at the labels."""
   if labels is None:
     raise ConfigError('this objective compares with labels, got None')
-  labels = jnp.asarray(labels)
   shape = getattr(logits, 'shape', None)
-  if shape is None or len(shape) != 2 or shape[0] != len(labels):
+  if shape is None or len(shape) != 2 or shape[:1] != np.shape(labels):
     raise ConfigError(
-        f'fn must return logits [B, K] for B = {len(labels)} labels, got '
+        f'fn must return logits [B, K] for labels {list(np.shape(labels))}, got '
         f'{type(logits).__name__ if shape is None else shape}; give a callable '
         'objective for any other output')
+  labels = arguments.check_classes('labels', labels, shape)
+  arguments.check_below('labels', labels, shape[1])
   return labels[:, None] == jnp.arange(shape[1])[None]

@@ -33,12 +33,7 @@ def check_logits(logits, labels):
     example, unit = np.argwhere(~np.isfinite(logits))[0]
     raise ConfigError(f'fn returns {logits[example, unit]} as logit {unit} of example '
                       f'{example}: is a NaN among the weights, or an overflow?')
-  classes = logits.shape[1]
-  wrong = (labels < 0) | (labels >= classes)
-  if wrong.any():
-    example = int(np.argmax(wrong))
-    raise ConfigError(f'label {labels[example]} of example {example} is no class: fn has '
-                      f'{classes} logits, so labels are 0 to {classes - 1}')
+  arguments.check_below('labels', labels, logits.shape[1])
 
 
 def probe(fn, images, labels, keys, stochastic):

@@ -78,11 +78,7 @@ def read_tiny_imagenet(data_dir: pathlib.Path | None) -> Stored:
 
 
 def _read(name: str, root: pathlib.Path) -> Stored:
-  try:
-    train, test, class_names = _listings(root)
-  except OSError as error:  # From a folder that may not be entered.
-    raise DataError(f'{error.filename or root} cannot be read: '
-                    f'{error.strerror or error}') from error
+  train, test, class_names = _listings(root)
   files = [file for file, _ in itertools.chain(train, test)]
   labels = repr([label for _, label in test])
   return cache.through(

@@ -84,10 +84,20 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None,
     ConfigError: unknown name, or a setting out of range.
     DataError: the data set is missing, incomplete or corrupt.
   """
-  if name not in _SOURCES:
+  if not isinstance(name, str) or name not in _SOURCES:
     raise errors.unknown_name('data set', name, _SOURCES)
+  if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
+    raise errors.ConfigError(f'data_dir must be a path, got {data_dir!r}')
   path = None if data_dir is None else files.local_path(data_dir, 'data_dir')
-  stored = _SOURCES[name].read(path)
+  splits.check(validation, train_examples, test_examples)
+  try:
+    stored = _SOURCES[name].read(path)
+  except OSError as error:  # Such as a folder on the way that may not be entered.
+    raise errors.DataError(f'{error.filename or path} cannot be read: '
+                           f'{error.strerror or error}') from error
+  except MemoryError as error:
+    raise errors.DataError(
+        f'the data set {name!r} does not fit into the memory that is free') from error
   train, held_out = splits.hold_out(stored.train, validation)
   return Dataset(
       name=name,

@@ -6,6 +6,8 @@ order spreads each class evenly: any prefix of length m holds a class with n_c
 of n examples about m * n_c / n times, so small subsets keep every class.
 """
 
+import numbers
+
 import numpy as np
 
 from rkd_jax.data.dataset import Split
@@ -38,6 +40,24 @@ def stratified_order(label: np.ndarray, seed: int) -> np.ndarray:
   return np.argsort(position, kind='stable')
 
 
+def check(validation: float, train_examples: int | None,
+          test_examples: int | None) -> None:
+  """Refuses settings that fit no data set, before one is read.
+
+  Raises:
+    ConfigError: A fraction outside [0, 1), or a number of examples below 1.
+  """
+  if isinstance(validation, bool) or not isinstance(validation, numbers.Real) or (
+      not 0 <= validation < 1):
+    raise ConfigError(f'validation must be a number in [0, 1), got {validation!r}')
+  for setting, count in (('train_examples', train_examples),
+                         ('test_examples', test_examples)):
+    if count is not None and (isinstance(count, bool) or not isinstance(
+        count, numbers.Integral) or count < 1):
+      raise ConfigError(
+          f'{setting} must be an integer >= 1 (None takes all), got {count!r}')
+
+
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
   """Splits the stored training examples into training and validation.
 
@@ -50,10 +70,8 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     (train, validation), both in the fixed order.
 
   Raises:
-    ConfigError: the fraction is out of range or leaves no training example.
+    ConfigError: the fraction leaves no training example.
   """
-  if not 0 <= fraction < 1:
-    raise ConfigError(f'validation must be in [0, 1), got {fraction}')
   held = max(round(fraction * len(split)), int(fraction > 0))
   if held >= len(split):
     raise ConfigError(
@@ -81,8 +99,6 @@ def some_test(test: Split, count: int | None) -> Split:
 
 
 def _check_count(setting: str, count: int, available: int, where: str) -> None:
-  if count < 1:
-    raise ConfigError(f'{setting} must be at least 1 (None takes all), got {count}')
   if count > available:
     raise ConfigError(
         f'{setting}={count}, but there are {available} examples {where}')

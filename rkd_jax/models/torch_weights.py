@@ -14,6 +14,7 @@ biased variance. torch's momentum 0.1 is linen's 0.9.
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,7 @@ def read_torch(path: str | os.PathLike) -> dict[str, Any]:
   if kind and not kind.startswith(('a zip archive, such as', 'a Python pickle', 'a tar')):
     how = ': read it with models.load' if kind == 'a safetensors file' else ''
     raise CheckpointError(f'{path}: not a torch file: it is {kind}{how}')
+  _check_archive(path)
   try:
     import torch
   except ImportError as error:
@@ -79,6 +81,20 @@ def read_torch(path: str | os.PathLike) -> dict[str, Any]:
     raise CheckpointError(
         f'{path}: holds a {type(state).__name__}, not a state dict')
   return state
+
+
+def _check_archive(path) -> None:
+  """Compares the checksums of a zip archive, which torch itself leaves out."""
+  if not zipfile.is_zipfile(path):
+    return
+  try:
+    with zipfile.ZipFile(path) as archive:
+      bad = archive.testzip()
+  except Exception as error:  # A broken archive raises almost anything.
+    raise CheckpointError(f'{path}: damaged ({error})') from error
+  if bad is not None:
+    raise CheckpointError(f'{path}: damaged, the checksum of its part {bad!r} is wrong: '
+                          'get the file again')
 
 
 def from_torch(module_name: str, state_dict: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from rkd_jax import data
 from rkd_jax.data import digits
 from rkd_jax.data.splits import stratified_order
-from rkd_jax.errors import ConfigError
+from rkd_jax.errors import ConfigError, DataError
 
 
 def rows(split):
@@ -30,6 +30,39 @@ def test_every_name_has_a_line():
 def test_unknown_name_offers_the_nearest():
   with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
     data.load('cifar-10')
+
+
+@pytest.mark.parametrize('name', ['', 'CIFAR10', '../npz', None, 3, ['npz'], b'npz'])
+def test_names_that_are_none(name):
+  with pytest.raises(ConfigError, match='unknown data set'):
+    data.load(name)
+
+
+@pytest.mark.parametrize('data_dir', [3, b'/tmp', ['a'], 1.5, True])
+@pytest.mark.parametrize('name', ['npz', 'digits', 'mnist'])
+def test_data_dir_that_is_no_path(name, data_dir):
+  with pytest.raises(ConfigError, match='data_dir must be a path'):
+    data.load(name, data_dir=data_dir)
+
+
+@pytest.mark.parametrize('data_dir', ['gs://bucket/data', 's3://bucket', 'http://a/b.npz'])
+def test_stores_elsewhere(data_dir):
+  with pytest.raises(ConfigError, match='data_dir'):
+    data.load('folder', data_dir=data_dir)
+
+
+@pytest.mark.parametrize('name', ['npz', 'folder', 'tiny_imagenet', 'mnist'])
+@pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied', '/x/y'),
+                                   OSError(5, 'Input/output error'), MemoryError()])
+def test_trouble_below_is_told(name, error, tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise error
+  monkeypatch.setattr('pathlib.Path.is_dir', fail)
+  monkeypatch.setattr('rkd_jax.untrusted.open_file', fail)
+  with pytest.raises(DataError) as caught:
+    data.load(name, data_dir=tmp_path)
+  assert (getattr(error, 'strerror', None) or 'memory') in str(caught.value)
+  assert '/x/y' in str(caught.value) or error.args[:1] != (13,)
 
 
 @pytest.mark.parametrize('name', ['npz', 'folder', 'tiny_imagenet'])
@@ -60,14 +93,16 @@ def test_validation_is_disjoint_and_complete(npz_file, arrays, fraction, held):
   assert sorted(both) == sorted(stored)
 
 
-@pytest.mark.parametrize('fraction', [-0.1, 1.0, 1.5, float('nan'), 0.99])
+@pytest.mark.parametrize('fraction', [
+    -0.1, 1.0, 1.5, float('nan'), 0.99, '0.1', None, True, 1j, [0.1], float('inf')])
 def test_bad_validation(npz_file, fraction):
   with pytest.raises(ConfigError, match='validation'):
     data.load('npz', data_dir=npz_file, validation=fraction)
 
 
 @pytest.mark.parametrize('setting', ['train_examples', 'test_examples'])
-@pytest.mark.parametrize('count', [0, -1, 23])
+@pytest.mark.parametrize('count', [
+    0, -1, 23, 2.0, '5', True, [3], float('nan'), 10**30])
 def test_bad_counts(npz_file, setting, count):
   with pytest.raises(ConfigError, match=setting):
     data.load('npz', data_dir=npz_file, **{setting: count})
