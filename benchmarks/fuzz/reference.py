@@ -12,6 +12,8 @@ import numpy as np
 import scipy.special
 from jax import lax
 
+from rkd_jax.bounds.tracing import scan_counts
+
 Real = np.longdouble
 
 
@@ -235,7 +237,8 @@ def _top_k(x, k, **params):
   return [np.take_along_axis(x, order, axis), order.astype(np.int32)]
 
 
-def _scan(*args, jaxpr, length, reverse, num_consts, num_carry, **_):
+def _scan(*args, jaxpr, length, reverse, **params):
+  num_consts, num_carry = scan_counts(params)
   consts, carry = args[:num_consts], list(args[num_consts:num_consts + num_carry])
   xs, ys = args[num_consts + num_carry:], []
   for step in range(length)[::-1] if reverse else range(length):
@@ -272,7 +275,8 @@ _RULES = {
     'div': _elementwise(np.divide), 'rem': _elementwise(np.fmod),
     'max': _elementwise(np.maximum), 'min': _elementwise(np.minimum),
     'pow': _power, 'integer_pow': lambda x, y: _power(x, np.asarray(y)),
-    'square': _elementwise(np.square), 'sqrt': _elementwise(np.sqrt),
+    'square': _elementwise(np.square), 'one_minus_square': lambda x, **_: 1 - x * x,
+    'sqrt': _elementwise(np.sqrt),
     'rsqrt': _elementwise(lambda x: 1 / np.sqrt(x)), 'cbrt': _elementwise(np.cbrt),
     'exp': _elementwise(np.exp), 'exp2': _elementwise(np.exp2),
     'expm1': _elementwise(np.expm1), 'log': _elementwise(np.log),

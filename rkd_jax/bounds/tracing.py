@@ -158,7 +158,7 @@ class _Builder:
           f'a scan of {length} steps over bounded values (from {_where(eqn)}) would '
           f'be unrolled; at most {MAX_UNROLLED} are')
     body = jex.jaxpr_as_fun(p['jaxpr'])
-    n_consts, n_carry = p['num_consts'], p['num_carry']
+    n_consts, n_carry = scan_counts(p)
 
     def loop(*args):
       consts, carry = args[:n_consts], list(args[n_consts:n_consts + n_carry])
@@ -202,6 +202,10 @@ class _Builder:
     if name == 'integer_pow' and params['y'] in (2, -1):
       name = {2: 'square', -1: 'reciprocal'}[params['y']]
       return self.add(name, inputs, shape, _NAMED[name], {}, eqn)
+    if name == 'one_minus_square':  # In derivatives since jax 0.11.
+      squared = self.add('square', inputs, shape, jnp.square, {}, eqn)
+      return self.add('sub', [np.ones(shape, self.dtype), squared], shape, jnp.subtract,
+                      {}, eqn)
     if name == 'div' and isinstance(inputs[1], Ref):
       inverse = self.add('reciprocal', [inputs[1]], self.shapes[inputs[1].id],
                          _NAMED['reciprocal'], {}, eqn)
@@ -283,6 +287,14 @@ def _inner(eqn):
       return inner, ()
   raise UnsupportedPrimitiveError(
       f'the call {eqn.primitive.name!r} (from {_where(eqn)}) cannot be looked into')
+
+
+def scan_counts(params) -> tuple[int, int]:
+  """How many of a scan's inputs are constant over its steps, and how many carried."""
+  if 'num_consts' in params:
+    return params['num_consts'], params['num_carry']
+  constant, carried, _ = params['ft_in'].unpack()  # Since jax 0.11.
+  return len(constant), len(carried)
 
 
 def _concrete(value):
