@@ -40,10 +40,7 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
   first = plans[config.compare.seeds[0]]
   if not (workdir / configuration.FILE).exists():  # Else it goes on.
     check_effect(config, first)
-  models = {name.removesuffix(' teacher'): sub.model for name, (sub, _) in first.items()
-            if name.endswith(' teacher')}
-  for sub, _ in first.values():  # Other seeds change nothing else.
-    experiment.check(sub, models)
+  check_plan(first)  # Other seeds change nothing else.
   # Most rows, and all seeds, have the same teachers.
   distinct = {(str(sub.teachers), str(experiment.teacher_names(sub))): sub
               for plan in plans.values() for sub, _ in plan.values()}
@@ -138,6 +135,14 @@ def check_effect(config, plan: Mapping[str, tuple[Any, pathlib.Path]]) -> None:
                            f'config.teachers.{teacher}.overrides')
   runs = [run for sub, _ in plan.values() for run in experiment.runs_of(sub)]
   effect.check(config, runs, compared=True)
+
+
+def check_plan(plan: Mapping[str, tuple[Any, pathlib.Path]]) -> None:
+  """Raises as `experiment.check` does of every run of a seed."""
+  models = {name.removesuffix(' teacher'): sub.model for name, (sub, _) in plan.items()
+            if name.endswith(' teacher')}
+  for sub, _ in plan.values():
+    experiment.check(sub, models)
 
 
 def plan_of(config, workdir: pathlib.Path, seed: int

@@ -62,23 +62,6 @@ def test_what_some_run_uses_is_none(config):
   experiment.check_effect(configuration.resolve(config))
 
 
-def shipped():
-  for path in sorted((ROOT / 'configs').glob('*.py')):
-    namespace = {}
-    exec(path.read_text(), namespace)  # noqa: S102
-    yield from (f'{path}:{variant}' for variant in namespace['VARIANTS'])
-
-
-@pytest.mark.parametrize('spec', list(shipped()), ids=lambda s: s.rpartition('/')[2])
-def test_every_setting_of_every_config_has_an_effect(spec):
-  config = configuration.load_file(spec)
-  if config.compare.students:
-    comparison.check_students(config)
-    comparison.check_effect(config, comparison.plan_of(config, ROOT, 0))
-  else:
-    experiment.check_effect(config)
-
-
 @pytest.mark.parametrize('students, words', [
     ((('a', {}), ('a', {})), "two students are called 'a'"),
     ((('..', {}),), "the name of a student must .* got '..'"),

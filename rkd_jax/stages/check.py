@@ -1,12 +1,14 @@
 """Finds what is wrong with a config before anything is computed or written."""
 
+import functools
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 
-from rkd_jax import data, detox, sections, settings
+from rkd_jax import data, detox, distill, sections, settings
 from rkd_jax.distill.method import Batch, Method
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import robustness
@@ -89,29 +91,42 @@ def _check_sizes(config, dataset):
 def _check_networks(config, method, dataset, teacher_models):
   student = build.make_network(config.model, dataset, config.dtype)
   key = jax.random.key(0)
-  fresh = lambda network: jax.eval_shape(lambda: network.init(key, dataset.image_shape))
-  variables = fresh(student)
-  jax.eval_shape(lambda variables: method.init_student(key, variables), variables)
+  jax.eval_shape(lambda variables: method.init_student(key, variables),
+                 _abstract(student, dataset.image_shape))
   if set(teacher_models) != set(method.roles):
     return  # A run that is not there yet; what loads it looks again.
-  if method.attach is None and not config.detox.method:
-    return
-  teachers = {role: build.make_network(model, dataset, config.dtype)
-              for role, model in teacher_models.items()}
-  theirs = {role: fresh(network) for role, network in teachers.items()}
   for role, name in build.teacher_names(config).items():
     if config.detox.method and name == config.detox.teacher:
-      detox.check(config.detox.method, config.detox.options, teachers[role],
-                  theirs[role], dataset.image_shape)
+      teacher = build.make_network(teacher_models[role], dataset, config.dtype)
+      detox.check(config.detox.method, config.detox.options, teacher,
+                  _abstract(teacher, dataset.image_shape), dataset.image_shape)
   if method.attach is not None:
-    jax.eval_shape(lambda theirs: _one_step(
-        method, student, {role: BoundNetwork(teachers[role], variables)
-                          for role, variables in theirs.items()}, dataset), theirs)
+    _check_pair(config.method, config[config.method].to_json(), config.attack.to_json(),
+                student, dataset.image_shape, tuple(
+                    (role, build.make_network(model, dataset, config.dtype))
+                    for role, model in teacher_models.items()))
 
 
-def _one_step(method: Method, student: Network, teachers, dataset):
+@functools.lru_cache(maxsize=64)
+def _abstract(network: Network, image_shape: tuple[int, ...]):
+  """The shapes of a network's variables."""
+  return jax.eval_shape(lambda: network.init(jax.random.key(0), image_shape))
+
+
+@functools.lru_cache(maxsize=256)
+def _check_pair(name: str, options: str, threat: str, student: Network,
+                image_shape: tuple[int, ...], teachers: tuple[tuple[str, Network], ...]):
+  """Raises ConfigError for networks that do not fit; once for all rows of a table."""
+  method = distill.make(name, json.loads(options), threat=json.loads(threat), epochs=1)
+  theirs = {role: _abstract(network, image_shape) for role, network in teachers}
+  jax.eval_shape(lambda theirs: _one_step(method, student, {
+      role: BoundNetwork(network, theirs[role]) for role, network in teachers},
+      image_shape), theirs)
+
+
+def _one_step(method: Method, student: Network, teachers, shape):
   """The loss of two images, to be traced: refuses networks that do not fit."""
-  key, shape = jax.random.key(0), dataset.image_shape
+  key = jax.random.key(0)
   attached = method.attach(student, teachers, shape)
   variables = attached.init(key, attached.network.init(key, shape))
   memory = (method.init_memory(teachers) if attached.init_memory is None
