@@ -7,6 +7,7 @@ import numpy as np
 
 from rkd_jax import comparison, experiment, files, locks
 from rkd_jax import config as configuration
+from rkd_jax import settings as declarations
 from rkd_jax.errors import ConfigError, unknown_name
 from rkd_jax.evaluation import tables
 from rkd_jax.report import faithfulness as figures
@@ -44,8 +45,7 @@ def run(workdir: str | pathlib.Path, settings: Settings | None = None, *,
     CheckpointError: weights that do not fit, or are not finite.
     UnsupportedPrimitiveError, RkdError: see `stages.certify`.
   """
-  settings = settings or Settings()
-  settings.check()
+  settings = declarations.build(Settings, settings or {}, 'certify')
   workdir = files.local_path(workdir, 'workdir')
   config = configuration.read(workdir)
   given = teacher, teacher_weights, teacher_model

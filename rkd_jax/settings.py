@@ -222,6 +222,8 @@ def many(default: tuple, meaning: str, rule: Rule, *, when: Mapping | None = Non
 
 
 SHARES = each(share(0.0, '').metadata['rule'], plural='shares in [0, 1]')
+RADII = each(radius(0.0, '').metadata['rule'], least=1,
+             plural='radii in [0, 1], in which pixels are')
 NAMES = each(Rule('a name', _line), plural='names', least=1)
 SEEDS = each(SEED, plural='seeds in [0, 2**32)', least=1)
 

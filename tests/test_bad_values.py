@@ -354,6 +354,10 @@ def test_where_config_files_lie(tmp_path, capsys, monkeypatch):
     ['evaluate', '--workdir', 'x', '--examples', 'x'], ['config', 'x'], ['list', 'x'],
     ['certify', '--workdir', 'x', '--timeout', '1e'], ['detect'], ['show-trigger', '3'],
     ['config', '--config.seed=1'],
+    *[['certify', '--workdir', 'x', *wrong.split()] for wrong in (
+        '--eps nan', '--eps inf', '--eps -0.1', '--eps 8', '--eps 0.1,0.1', '--eps ,',
+        '--examples 0', '--examples -3', '--method crwn', '--timeout 0', '--timeout nan',
+        '--timeout inf')],
 ])
 def test_bad_arguments(arguments, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

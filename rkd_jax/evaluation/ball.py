@@ -36,5 +36,8 @@ class Ball:
     eps = own.eps if eps is None else eps
     if not 0 < eps < float('inf'):
       raise ConfigError(f'eps must be > 0 and finite, got {eps}')
+    if norm == 'linf' and eps > 1:
+      raise ConfigError(f'eps must be at most 1 in linf, got {eps:g}; pixels are in '
+                        f'[0, 1]: write {eps / 255:.4g} if you meant {eps:g}/255')
     same = (norm, eps) == (own.norm, own.eps)
     return cls(norm, eps, '' if same else f'_{norm}_{eps:g}')

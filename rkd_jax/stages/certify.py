@@ -10,9 +10,10 @@ import numpy as np
 
 from rkd_jax import bounds, faithfulness, files
 from rkd_jax.bounds.compiled import Compiled
-from rkd_jax.errors import ConfigError, RkdError, unknown_name
+from rkd_jax.errors import ConfigError, RkdError
 from rkd_jax.faithfulness import certified
 from rkd_jax.models import weights
+from rkd_jax.settings import RADII, count, many, one_of, positive
 from rkd_jax.stages.teachers import Teacher
 from rkd_jax.training import rng
 
@@ -21,39 +22,17 @@ PARTIAL = pathlib.Path('tables', 'faithfulness.partial.jsonl')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What to certify, and how.
+  """What to certify, and how."""
 
-  Attributes:
-    eps: radii of the L-inf balls, in pixel units; each is cut with [0, 1].
-    examples: of the test split, the first that the teacher classifies correctly.
-    method: of `faithfulness.faith_ub`.
-    timeout_s: for each example, for the methods that search.
-    restarts: of the attack behind EmpLB.
-    steps: of each attack.
-    batch: examples at a time; what an interruption may cost.
-  """
-
-  eps: tuple[float, ...] = (0.05,)
-  examples: int = 100
-  method: str = 'crown'
-  timeout_s: float = 60.0
-  restarts: int = 5
-  steps: int = 100
-  batch: int = 25
-
-  def check(self) -> None:
-    """Raises ConfigError for a value that is out of its range."""
-    if self.method not in faithfulness.METHODS:
-      raise unknown_name('method', self.method, faithfulness.METHODS)
-    if not self.eps:
-      raise ConfigError('eps is empty; give one radius or more, such as 0.01,0.05')
-    for eps in self.eps:
-      if not 0 <= eps < float('inf'):
-        raise ConfigError(f'eps must be >= 0 and finite, got {eps}; it is in pixel '
-                          'units, images are in [0, 1]')
-    for name in ('examples', 'timeout_s', 'restarts', 'steps', 'batch'):
-      if not getattr(self, name) > 0:
-        raise ConfigError(f'{name} must be > 0, got {getattr(self, name)}')
+  eps: tuple[float, ...] = many(
+      (0.05,), 'Radii of the L-inf balls, each cut with [0, 1].', RADII)
+  examples: int = count(
+      100, 'Test images: the first that the teacher classifies correctly.')
+  method: str = one_of('crown', faithfulness.METHODS, 'How FaithUB is bounded.')
+  timeout_s: float = positive(60.0, 'Seconds an image, for the methods that search.')
+  restarts: int = count(5, 'Restarts of the attack behind EmpLB.')
+  steps: int = count(100, 'Steps of each attack.')
+  batch: int = count(25, 'Images at a time; what an interruption may cost.')
 
 
 def certify(config, workdir: pathlib.Path, dataset, teacher: Teacher,
