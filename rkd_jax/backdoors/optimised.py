@@ -68,9 +68,9 @@ def ckd(image_shape=(32, 32, 3), target: int = 0, *, network: Network,
   chosen = build(Ckd, options, 'ckd')
   channels = channel_means(network, variables, layer)
   means = _mean_over(lambda x: jnp.mean(channels(x), 0), split)
-  chosen = jnp.argsort(-means)[:max(1, round(chosen.top * len(means)))]
+  strongest = jnp.argsort(-means)[:max(1, round(chosen.top * len(means)))]
   peak = jnp.max(means)
-  distance = lambda x: jnp.sum(jnp.square(channels(x)[:, chosen] - peak), -1)
+  distance = lambda x: jnp.sum(jnp.square(channels(x)[:, strongest] - peak), -1)
 
   def trigger(free):
     return blend('ckd', target, chosen.opacity * jax.nn.sigmoid(free['mask']),

@@ -171,11 +171,11 @@ def test_a_run_exports_the_average_and_resumes_bitwise(tmp_path, monkeypatch):
 
   train_epoch = loop._train_epoch
 
-  def fails(state, plan, epoch, checkpoints, progress):
+  def fails(state, plan, epoch, checkpoints, *rest):
     if epoch == 2:
       checkpoints.wait()  # A process that dies does not go on writing; this one would.
       raise KeyboardInterrupt
-    return train_epoch(state, plan, epoch, checkpoints, progress)
+    return train_epoch(state, plan, epoch, checkpoints, *rest)
 
   monkeypatch.setattr(loop, '_train_epoch', fails)
   with pytest.raises(KeyboardInterrupt):
