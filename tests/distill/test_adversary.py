@@ -81,6 +81,7 @@ def test_ramp_of_eps_and_step(lab):
 def test_l2_threat(lab):
   _, student = two_classes(0)
   batch = lab.batch_of(1)
+  batch = dataclasses.replace(batch, label=batch.label % 2)
   attack = adversary.make_adversary(
       {'norm': 'l2', 'eps': 0.2, 'step_size': 0.2, 'steps': 2}, epochs=1,
       start=adversary.UNIFORM)
