@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from rkd_jax import comparison, data, experiment
+from rkd_jax import comparison, data, experiment, quickstart
 from rkd_jax import config as configuration
 from rkd_jax.data.dataset import Dataset, Split
 
@@ -50,8 +50,8 @@ def blank_images(monkeypatch):
   experiment.build._load_data.cache_clear()
 
 
-def check(spec):
-  config = configuration.resolve({**configuration.load_file(spec), 'devices': 1})
+def check(config):
+  config = configuration.resolve({**config, 'devices': 1})
   if config.compare.students:
     plan = comparison.plan_of(config, ROOT, config.compare.seeds[0])
     comparison.check_students(config)
@@ -65,11 +65,16 @@ def check(spec):
 @pytest.mark.parametrize(
     'spec', list(shipped(large=False)), ids=lambda s: s.rpartition('/')[2])
 def test_the_checks_pass(spec):
-  check(spec)
+  check(configuration.load_file(spec))
+
+
+@pytest.mark.parametrize('config', [quickstart.CONFIG, quickstart.BACKDOOR])
+def test_the_checks_pass_of_the_quickstart(config):
+  check(config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'spec', list(shipped(large=True)), ids=lambda s: s.rpartition('/')[2])
 def test_the_checks_pass_of_the_others(spec):
-  check(spec)
+  check(configuration.load_file(spec))
