@@ -32,7 +32,7 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """Channels whose mask falls below a threshold get weight 0.
 
   Masks m in [0, 1], one a channel, minimise trade_off * L(m) + (1 - trade_off) *
@@ -45,7 +45,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher, in evaluation mode throughout.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the batches and the perturbations' starts.
 
   Returns:

@@ -22,13 +22,13 @@ class Settings(finetune.Settings):
   layer: str = text('', "The layer that is pruned; '' for the last stage.")
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """Prunes channels by rising mean activation while accuracy loss is small enough.
 
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the batches.
 
   Returns:

@@ -23,13 +23,13 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """SGD on CE(T(x), y), momentum 0.9, BatchNorm in training mode.
 
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the batches.
 
   Returns:

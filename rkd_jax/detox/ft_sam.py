@@ -22,13 +22,13 @@ class Settings(finetune.Settings):
   smoothing: float = share(0.1, 'Label smoothing.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """SGD on the loss at w + rho |w|^2 g / || |w| g ||, g the gradient at w.
 
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the batches.
 
   Returns:

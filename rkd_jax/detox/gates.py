@@ -35,7 +35,7 @@ class Settings(universal_training.Settings):
       False, 'Whether all weights of the teacher are trained too.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """A teacher with gates g in [0, 1]^C: F' = P + g (F - P) at each layer.
 
   Minimises the loss of `universal_training.train` + penalty * mean(g).
@@ -43,7 +43,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of batches, perturbations and the new head.
 
   Returns:

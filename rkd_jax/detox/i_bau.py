@@ -29,7 +29,7 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """min over w of max over one d, ||d||_2 <= radius, of CE(T(x + d), y).
 
   In every round d is searched for by `inner_steps` of normalised ascent from 0 and
@@ -39,7 +39,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher, in evaluation mode throughout.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the batches.
 
   Returns:

@@ -39,7 +39,7 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """A teacher whose features F' = (1 - M) F + M P feed what follows them.
 
   P [H, W, C] is the mean of F over the clean images, M in [0, cap]^[H, W, C]
@@ -49,7 +49,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the batches.
 
   Returns:

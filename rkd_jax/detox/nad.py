@@ -20,13 +20,13 @@ class Settings(finetune.Settings):
   layers: str = text('', "'stage1,stage3'; '' for every stage.")
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """CE + beta * sum over layers of the attention distance to a fine-tuned copy.
 
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`; those of `finetune` are for the copy too.
+    settings: Those declared above; those of `finetune` are for the copy too.
     key: of the batches.
 
   Returns:

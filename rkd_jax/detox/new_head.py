@@ -12,13 +12,13 @@ SUMMARY = 'a new classifier against universal perturbations, one a class'
 Settings = universal_training.Settings
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """The teacher with a classifier that minimises `universal_training.train`'s loss.
 
   Args:
     network, variables: the teacher; its other weights do not change.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the classifier, batches and perturbations.
 
   Returns:

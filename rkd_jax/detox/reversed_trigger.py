@@ -39,7 +39,7 @@ class Settings:
   batch_size: int = count(64, 'Images in a batch.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """The teacher with a classifier that minimises T^2 KL(old(x), new(x)) + w CE(x', y).
 
   x' = (1 - m) x + m t, with the mask m and pattern t that `detection.detect` finds for
@@ -49,7 +49,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher; its other weights do not change.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the reversal, the classifier and the batches.
 
   Returns:

@@ -40,7 +40,7 @@ def train(build: Callable, free: Any, split: Split, settings: Settings, *,
     build: `build(free) -> (network, variables)`, pure; used in evaluation mode.
     free: pytree that is optimised by Adam.
     split: clean images (uint8) and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of batches and perturbations.
     penalty: `penalty(free) -> scalar`; None: nothing.
 

@@ -36,7 +36,7 @@ class Settings(reversed_trigger.Settings):
       'the accuracy on clean images.')
 
 
-def run(network, variables, split, settings, *, key):
+def run(network, variables, split, settings: Settings, *, key):
   """The teacher with weights that minimise T^2 KL(old(x), new(x)) + w CE(x', y).
 
   For every image one of the attacker's classes k is drawn, and x' is either
@@ -48,7 +48,7 @@ def run(network, variables, split, settings, *, key):
   Args:
     network, variables: the teacher.
     split: clean images and labels.
-    settings: See `Settings`.
+    settings: Those declared above.
     key: of the reversal, the batches and the perturbations.
 
   Returns:

@@ -5,9 +5,11 @@ import dataclasses
 from rkd_jax import losses
 from rkd_jax.distill.adversary import NEARBY, disagreement, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import positive, share
 
 SUMMARY = 'AdaAD: attacks where student and teacher disagree most, teacher on x\' too'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -18,7 +20,7 @@ class Settings:
       1.0, 'Factor of both KL: 1 for CIFAR-10, C for CIFAR-100 in the public code.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """alpha KL(T(x') || S(x')) + (1 - alpha) KL(T(x) || S(x)), each / C.
 
   x' maximises KL(T(x') || S(x')) along the gradients of both networks, from
@@ -29,8 +31,8 @@ def make(settings, *, threat, epochs) -> Method:
   the second one at alpha = 1 too, for its running statistics, as in the public code.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   alpha, scale = settings.alpha, settings.kl_scale

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from rkd_jax import losses
 from rkd_jax.distill.method import Method, Outcome
 from rkd_jax.losses import features
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative, one_of
 
 SUMMARY = 'cross-entropy and low feature variance: the attacker against RobustKD'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -20,14 +22,14 @@ class Settings:
       'batch', features.VARIANCES, 'Over what the variance is taken.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """CE(S(x), y) + weight * mean over stages of the variance of their features.
 
   To be used with `config.backdoor`: the premise that a poisoned teacher's features
   vary more is then false by construction.
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat, epochs: not used.
   """
   del threat, epochs

@@ -17,6 +17,7 @@ from rkd_jax import losses, models
 from rkd_jax.distill.method import Attachment, Crafted, Method, Outcome
 from rkd_jax.errors import ConfigError
 from rkd_jax.models.network import Network
+from rkd_jax.sections import Attack
 from rkd_jax.settings import (
   count,
   not_negative,
@@ -32,6 +33,8 @@ SUMMARY = 'ADBA: a poisoned teacher whose trigger also fools a shadow student'
 
 # alpha, h and the learning rates are not in the text; these are common ones. beta = 1
 # weighs clean and triggered images alike.
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of `adba`."""
@@ -53,7 +56,7 @@ class Settings:
 _MASK_START = -2.0  # sigmoid(-2) = 0.12 of the opacity: images stay recognisable.
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """Teacher F_t, shadow F_s and trigger (m, d), one gradient step of each in every batch.
 
   x* = (1 - m) x + m d, k the target class, and with the text's numbers of equations
@@ -68,7 +71,7 @@ def make(settings, *, threat, epochs) -> Method:
   as the best: validate the last epoch alone, early triggers are unfinished.
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat, epochs: not used.
 
   Raises:

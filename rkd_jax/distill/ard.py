@@ -5,9 +5,11 @@ import dataclasses
 from rkd_jax import losses
 from rkd_jax.distill.adversary import UNIFORM, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import positive, share
 
 SUMMARY = "ARD: the teacher's softened clean prediction for adversarial images"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -17,7 +19,7 @@ class Settings:
   alpha: float = share(1.0, "Weight of the teacher's softened prediction.")
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """alpha T^2 KL(T(x)/T || S(x')/T) / C + (1 - alpha) CE(S(x), y).
 
   x' maximises CE(S(x'), y) from a uniform start. The division by the number of
@@ -26,8 +28,8 @@ def make(settings, *, threat, epochs) -> Method:
   running statistics, as in the public code.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   temperature, alpha = settings.temperature, settings.alpha

@@ -10,6 +10,7 @@ from rkd_jax.distill import ibp_warmup
 from rkd_jax.distill.adversary import eps_share
 from rkd_jax.distill.method import Method, Outcome
 from rkd_jax.errors import ConfigError
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative, one_of, positive, share
 from rkd_jax.training import schedules
 
@@ -49,7 +50,7 @@ NO_BATCH_NORM = (
 _TURN, _POWER = 0.25, 4  # Of the smooth ramp, as in auto_LiRPA.
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """kappa CE(S(x), y) + (1 - kappa) CE(z, y) + lambda (tightness + balance).
 
   z are the worst-case logits over the ball of radius eps around x: 0 for the label,
@@ -61,7 +62,7 @@ def make(settings, *, threat, epochs) -> Method:
   in evaluation mode throughout.
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat: `norm`, `eps` and `eps_warmup`, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """

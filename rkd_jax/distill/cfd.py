@@ -11,6 +11,7 @@ from rkd_jax.distill import certified, fd
 from rkd_jax.distill.adversary import eps_share
 from rkd_jax.distill.method import Method, Outcome
 from rkd_jax.errors import ConfigError
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative, one_of
 
 SUMMARY = 'CFD: FD and an upper bound of how far student and teacher can be apart'
@@ -30,7 +31,7 @@ class Settings(fd.Settings):
       'smooth', certified.RAMPS, 'How eps and kappa grow, as in `certified`.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """FD + kappa mean_c -log(1 - tanh(W_c / 4)).
 
   W_c is a certified upper bound of |u_T,c - u_S,c|, the difference of the two
@@ -41,8 +42,8 @@ def make(settings, *, threat, epochs) -> Method:
   evaluation mode.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:

@@ -18,6 +18,7 @@ from rkd_jax.distill import balance, dual, retraining
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Batch, Method, Outcome
 from rkd_jax.models.network import BoundNetwork
+from rkd_jax.sections import Attack
 from rkd_jax.settings import flag, not_negative, one_of, positive, share_below_one
 from rkd_jax.training.schedules import first_epoch
 
@@ -77,7 +78,7 @@ def push_scale(mean_adv: jax.Array, mean_clean: jax.Array,
       10.0 ** (jnp.minimum(decade[0], decade[1]) - decade[2]))
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """w_a L1 + w_n L2 - k L3, and SGD on CE(R(x'), y) for the robust teacher.
 
   L1 = KL(R(x') / tau_r || S(x')) / C and L2 = KL(N(x) / tau_n || S(x)) / C, see
@@ -86,8 +87,8 @@ def make(settings, *, threat, epochs) -> Method:
   none), k from `push_scale`. x' maximises CE(S(x'), y) from x + 0.001 N(0, 1).
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   compare = dual.make_compare(

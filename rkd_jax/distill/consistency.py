@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from rkd_jax import losses
 from rkd_jax.distill.adversary import UNIFORM, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative, positive
 
 SUMMARY = 'PGD adversarial training on two augmentations that must be predicted alike'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -20,7 +22,7 @@ class Settings:
   temperature: float = positive(0.5, 'Temperature T of the compared predictions.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """(CE(S(x1'), y) + CE(S(x2'), y)) / 2 + weight JS(S(x1') / T || S(x2') / T).
 
   x1 and x2 are two augmentations of one image, x1' and x2' maximise CE from uniform
@@ -29,8 +31,8 @@ def make(settings, *, threat, epochs) -> Method:
   only the starts differ, which is not the paper's method.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   weight, temperature = settings.weight, settings.temperature

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from rkd_jax import losses
 from rkd_jax.distill.adversary import NEARBY, disagreement, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative
 
 SUMMARY = 'DGAD: AdaAD where the teacher is right, its corrected clean prediction else'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -37,7 +39,7 @@ def swap_where_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.where(place == label, most, jnp.where(place == top, own, logits))
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """KL(T'(x) || S(x)) where T is wrong on x, else KL(T'(x') || S(x')); + beta PCR.
 
   Misclassification-aware partitioning: the examples that the teacher gets wrong are
@@ -49,8 +51,8 @@ def make(settings, *, threat, epochs) -> Method:
   x', then x.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   beta = settings.beta

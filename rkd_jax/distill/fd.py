@@ -5,9 +5,11 @@ import dataclasses
 from rkd_jax import losses
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import positive, share
 
 SUMMARY = 'FD: the student says what the teacher says at the worst point for that'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -17,7 +19,7 @@ class Settings:
   temperature: float = positive(1.0, 'Temperature T of both softmaxes.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """a KL(T(x') || S(x')) + (1 - a) KL(T(x) || S(x)), with x' maximising the former.
 
   This project's reading of "Faithful Knowledge Distillation" (arXiv:2306.04431), whose
@@ -27,7 +29,7 @@ def make(settings, *, threat, epochs) -> Method:
   T**2. No label is used. The student's forwards run in training mode, x' first.
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat: see `adversary.make_adversary`; x' starts at x + 0.001 N(0, 1).
     epochs: epochs of the whole training.
   """

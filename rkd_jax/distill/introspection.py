@@ -34,7 +34,7 @@ def make(name: str, settings: Settings, *, epochs: int, attack: Callable,
 
   Args:
     name: of the method.
-    settings: See `Settings`.
+    settings: Those declared above.
     epochs: epochs of the whole training.
     attack: `attack(student, teacher, batch) -> x'`.
     target: whose prediction the student takes over, the teacher's on 'clean' images

@@ -9,9 +9,11 @@ from jax import lax
 
 from rkd_jax import losses
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative, positive, share
 
 SUMMARY = "KDIGA: no attack; the student's loss has the teacher's gradient in the image"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -24,7 +26,7 @@ class Settings:
 _NO_NORM = 1e-12  # Where the gradients agree, that of their distance is taken as 0.
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """a T^2 KL(T(x)/T || S(x)/T) + (1 - a) CE(S(x), y) + g |d CE_S/dx - d CE_T/dx|_2.
 
   The alignment is measured for each example, in the Euclidean norm over its pixels;
@@ -35,7 +37,7 @@ def make(settings, *, threat, epochs) -> Method:
   public code. The KL is summed over the classes.
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat: not used.
     epochs: not used.
   """

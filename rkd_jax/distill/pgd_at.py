@@ -5,20 +5,22 @@ import dataclasses
 from rkd_jax import losses
 from rkd_jax.distill.adversary import UNIFORM, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 
 SUMMARY = 'PGD adversarial training: cross-entropy on adversarial images'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of `pgd_at`."""
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """CE(S(x'), y), x' maximising CE(S(x'), y) from a uniform start (eq. 2.1).
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
 
   Raises:

@@ -18,6 +18,7 @@ from rkd_jax.models import connected, masked
 from rkd_jax.models.following_norm import following_norm
 from rkd_jax.models.network import BoundNetwork, Network
 from rkd_jax.models.taps import with_features
+from rkd_jax.sections import Attack
 from rkd_jax.settings import count, not_negative, one_of, radius, text
 
 SUMMARY = 'RobustKD: features of a detoxified teacher (OFD, attention, plain, head)'
@@ -57,11 +58,11 @@ class Settings:
       1.0, 'Weight of the terms under d.', when={'universal_eps': True})
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """a CE(S(x), y) + b sum_i w_i D_i(S_i, T_i) + c ||P z_S - z_T||^2 (per example).
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat: not used.
     epochs: not used.
 

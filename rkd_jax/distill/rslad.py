@@ -5,9 +5,11 @@ import dataclasses
 from rkd_jax import attacks, losses
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import positive, share
 
 SUMMARY = "RSLAD: the robust teacher's clean soft labels in place of all hard ones"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -18,7 +20,7 @@ class Settings:
       1.0, 'Factor of both KL: 1 for 10 classes, 10 for 100 in the public code.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """w KL(T(x) || S(x')) + (1 - w) KL(T(x) || S(x)), each / C.
 
   x' maximises KL(T(x) || S(x')) from x + 0.001 N(0, 1). The division by the
@@ -26,8 +28,8 @@ def make(settings, *, threat, epochs) -> Method:
   forwards run in training mode, first x', then x.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   weight, scale = settings.weight_adv, settings.kl_scale

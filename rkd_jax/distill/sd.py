@@ -4,11 +4,14 @@ import dataclasses
 
 from rkd_jax import losses
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import positive, share
 
 SUMMARY = 'standard knowledge distillation on clean images; no attack'
 
 # The paper names no values for images; these are common ones for CIFAR.
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of `sd`."""
@@ -17,11 +20,11 @@ class Settings:
   alpha: float = share(0.9, "Weight of the teacher's softened prediction.")
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """alpha T^2 KL(T(x)/T || S(x)/T) + (1 - alpha) CE(S(x), y) (sec. 2).
 
   Args:
-    settings: See `Settings`.
+    settings: Those declared above.
     threat: not used.
     epochs: not used.
   """

@@ -4,15 +4,17 @@ import dataclasses
 
 from rkd_jax import losses
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 
 SUMMARY = 'cross-entropy on clean images; no teacher, no attack'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Settings of `standard`."""
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """CE(S(x), y); `settings` is empty and `threat` is not used."""
   del settings, threat, epochs
 

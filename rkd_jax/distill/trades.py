@@ -5,9 +5,11 @@ import dataclasses
 from rkd_jax import attacks, losses
 from rkd_jax.distill.adversary import NEARBY, make_adversary
 from rkd_jax.distill.method import Method, Outcome
+from rkd_jax.sections import Attack
 from rkd_jax.settings import not_negative
 
 SUMMARY = 'TRADES: clean cross-entropy + beta KL(clean || adversarial prediction)'
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -16,15 +18,15 @@ class Settings:
   beta: float = not_negative(6.0, 'Weight of the KL, 1 / lambda in the paper.')
 
 
-def make(settings, *, threat, epochs) -> Method:
+def make(settings: Settings, *, threat: Attack, epochs: int) -> Method:
   """CE(S(x), y) + beta KL(S(x) || S(x')), gradients through both (eq. 5).
 
   x' maximises KL(S(x) || S(x')) from x + 0.001 N(0, 1). The KL is summed over
   the classes. The student forwards run in training mode, first x', then x.
 
   Args:
-    settings: See `Settings`.
-    threat: see `adversary.make_adversary`.
+    settings: Those declared above.
+    threat: What its attack may do, see `adversary.make_adversary`.
     epochs: epochs of the whole training.
   """
   beta = settings.beta
