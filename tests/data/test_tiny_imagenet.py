@@ -29,7 +29,8 @@ def tiny(tmp_path):
     write(root / 'val' / 'images' / file, np.full((4, 4, 3), number, np.uint8))
     lines.append(f'{file}\t{name}\t0\t0\t3\t3')
   (root / 'val' / 'val_annotations.txt').write_text('\n'.join(lines) + '\n')
-  write(root / 'test' / 'images' / 'test_0.PNG', np.zeros((4, 4, 3), np.uint8))  # No label.
+  # Without a label.
+  write(root / 'test' / 'images' / 'test_0.PNG', np.zeros((4, 4, 3), np.uint8))
   return root
 
 
