@@ -170,7 +170,8 @@ class Backdoor:
   test_options: dict = free(
       'Settings that differ when the trigger is used, not trained on.',
       when={'trigger': True})
-  target: int = count(0, "The attacker's class.", least=0, when={'trigger': True})
+  target: int = count(0, "The attacker's class.", least=0,
+                      when={'trigger': True, 'mode': ('all_to_one',)})
   mode: str = one_of(
       'all_to_one', MODES, 'Which labels triggered images get.', when={'trigger': True})
   rate: float = positive_share(

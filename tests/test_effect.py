@@ -19,6 +19,11 @@ DEFENDED = {**TAUGHT, 'method': 'sd', 'detox': {'method': 'masks'}}
      "config.backdoor.rate = 0.2 has no effect: config.backdoor.trigger is ''"),
     ({'method': 'standard', 'backdoor': {'trigger': 'badnets', 'layer': 'stage1'}},
      "backdoor.layer = 'stage1' has no effect: config.backdoor.trigger is 'badnets'"),
+    ({'method': 'standard', 'backdoor': {
+        'trigger': 'badnets', 'mode': 'all_to_all', 'target': 3}},
+     "backdoor.target = 3 has no effect: config.backdoor.mode is 'all_to_all'"),
+    ({'method': 'standard', 'evaluation': {'attacks': ('clean', 'transfer')}},
+     "'transfer', which has no effect"),
     ({'method': 'standard', 'compare': {'seeds': (4,)}}, 'compare.seeds.*rkd compare'),
     ({'method': 'standard', 'detox': {'method': 'masks'}}, 'learns from no teacher'),
     (DEFENDED, "learns from robust, but config.detox.teacher is 'poisoned'"),

@@ -38,6 +38,11 @@ def teacher_names(config) -> dict[str, str]:
           for role in make_method(config).roles}
 
 
+def crafts_transfers(config) -> bool:
+  """Whether there is a teacher that the attack 'transfer' can craft images on."""
+  return bool({'robust', 'teacher'} & set(make_method(config).roles))
+
+
 def make_network(model: str, dataset: data.Dataset, dtype: str) -> Network:
   """A network for the classes of a data set."""
   return Network(models.create(

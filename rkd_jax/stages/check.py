@@ -65,7 +65,7 @@ def _check_threat(config, method: Method):
     raise ConfigError("config.validation.attack must be an attack on the student itself, "
                       "such as 'pgd10', got 'transfer'")
   robustness.specs_from((*names, config.validation.attack), config.attack)
-  if set(names) == {'transfer'} and not {'robust', 'teacher'} & set(method.roles):
+  if set(names) == {'transfer'} and not build.crafts_transfers(config):
     raise ConfigError(
         "config.evaluation.attacks holds 'transfer' alone, but method "
         f'{config.method!r} has no robust or single teacher to craft images on')

@@ -45,6 +45,8 @@ def check(base: Any, runs: Iterable[Any], *, compared: bool) -> None:
     runs: Complete configs of all runs that it starts, teachers included.
     compared: Whether `rkd compare` starts them.
   """
+  if not compared:
+    _check_transfer(base)
   found = [(run, idle(run)) for run in runs]
   elsewhere = _OF_TRAIN if not compared else _OF_COMPARE
   for key in given(base):
@@ -57,6 +59,15 @@ def check(base: Any, runs: Iterable[Any], *, compared: bool) -> None:
     if not any(used) or key in elsewhere:
       reasons = [one[key] for _, one in found if key in one]
       raise _error(f'config.{key}', base, key, elsewhere.get(key) or reasons[0])
+
+
+def _check_transfer(config):
+  ours = config.evaluation.attacks
+  usual = configuration.default_config().evaluation.attacks
+  if 'transfer' in ours and ours != usual and not build.crafts_transfers(config):
+    raise ConfigError(
+        "config.evaluation.attacks holds 'transfer', which has no effect: method "
+        f'{config.method!r} has no robust or single teacher to craft images on')
 
 
 def check_student(changes: Mapping[str, Any], run: Any, where: str) -> None:
