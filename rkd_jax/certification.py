@@ -130,6 +130,8 @@ def _teacher(config, workdir, dataset, name, weights, model):
   name = name or ('robust' if 'robust' in names else names[0])
   if name not in names:
     raise unknown_name('teacher of this run', name, names)
+  config = configuration.ConfigDict(config)
+  config.dtype = 'float32'  # Bounds include no other rounding.
   return experiment.restore_teacher(config, workdir, dataset, name)
 
 

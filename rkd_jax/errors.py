@@ -24,6 +24,10 @@ class NonFiniteError(RkdError):
   """Training produced a NaN or an infinity and was stopped."""
 
 
+class ContradictionError(RkdError):
+  """Two results that cannot both be true: a bug of this library, to be reported."""
+
+
 class UnsupportedPrimitiveError(RkdError, NotImplementedError):
   """A function holds an operation for which no sound bound is known."""
 

@@ -18,7 +18,7 @@ from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.relu_search import ReluSearch
 from rkd_jax.bounds.sets import Box, InputSet
 from rkd_jax.bounds.subproblems import relu_nodes
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.errors import ConfigError, ContradictionError, unknown_name
 
 SPLITS = ('auto', 'relu', 'input')
 FEW_INPUTS = 8  # Up to so many, halving the input beats deciding ReLUs.
@@ -76,6 +76,7 @@ def verify(fn: Callable[[jax.Array], jax.Array], ball: InputSet, spec: Spec, *,
   Raises:
     ConfigError: timeout_s <= 0, or shapes that do not fit.
     UnsupportedPrimitiveError: as `crown.crown`.
+    ContradictionError: a point of the set is below a bound that was proved for it.
   """
   if timeout_s <= 0:
     raise ConfigError(f'timeout_s must be > 0, got {timeout_s}')
@@ -127,6 +128,7 @@ class _Run:
         np.full(count, 'unknown', '<U9'),
         np.full(ball.shape, np.nan, ball.dtype), np.full(count, -np.inf),
         np.zeros(count, int), np.zeros(count))
+    self.exact = np.full(count, np.inf)  # The least row at the counterexample.
 
   def attack(self, key, steps, restarts):
     (points, least), seconds = self.compiled('attack', lambda ball, spec: falsify.attack(
@@ -138,19 +140,37 @@ class _Run:
 
   def falsified(self, example, point) -> bool:
     """Whether a point really is a counterexample; notes it if so."""
+    one = jax.tree.map(lambda a: np.asarray(a[example]), self.ball)
     exact = falsify.exactly(self.fn, point, self.spec.matrix[example],
                             self.spec.constant[example])
-    if exact > 0:
+    if not exact <= 0 or not one.contains(point):
       return False
     self.result.status[example] = 'falsified'
     self.result.counterexample[example] = point
+    self.exact[example] = exact
+    self.proved(example, self.result.lower[example])
     return True
+
+  def proved(self, example, lower):
+    """Notes a lower bound.
+
+    Raises:
+      ContradictionError: the counterexample is below.
+    """
+    if lower > self.exact[example]:
+      raise ContradictionError(
+          f'example {example} has an input whose least row is '
+          f'{float(self.exact[example])!r} in float64, below the bound {float(lower)!r} '
+          'that was proved for all: one of them is wrong. Does the function give the '
+          'same result each time, in float32 and in float64? If so please report it')
+    self.result.lower[example] = max(self.result.lower[example], lower)
 
   def first_bounds(self):
     lower, seconds = self.compiled('alpha', lambda ball, spec: alpha.alpha_crown(
         self.fn, ball, spec, upper=False).lower, self.ball, self.spec)
     lower = np.asarray(jnp.min(lower, axis=1))
-    self.result.lower[:] = lower
+    for example, low in enumerate(lower):
+      self.proved(example, low)
     self.result.seconds[:] += seconds / len(lower)
     proved = (lower > 0) & (self.result.status == 'unknown')
     self.result.status[proved] = 'verified'
@@ -182,6 +202,6 @@ class _Run:
       seconds += spent
     result.seconds[example] = seconds
     if result.status[example] != 'falsified':
-      result.lower[example] = max(result.lower[example], bound)
+      self.proved(example, bound)
       if result.lower[example] > 0:
         result.status[example] = 'verified'

@@ -5,10 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rkd_jax.bounds import linear, rounding
 from rkd_jax.bounds.graph import Graph
-from rkd_jax.bounds.propagation import CHUNK, State, chosen, minimum, propagate
+from rkd_jax.bounds.propagation import (
+    CHUNK,
+    State,
+    chosen,
+    known_below,
+    minimum,
+    propagate,
+)
 from rkd_jax.bounds.pytrees import any_shape
 from rkd_jax.bounds.reading import read
 from rkd_jax.bounds.sets import InputSet
@@ -156,7 +164,11 @@ def _lines(graph, state, rows, spec, upper):
   """The linear functions (below, above) themselves."""
   def one(rows, facts):
     found, constant = linear.backward(graph, {graph.output: rows}, facts)
-    return found[0][:, 0], constant
+    # Where a coefficient overflowed, nothing is known.
+    finite = jnp.isfinite(found[0][:, 0])
+    every = jnp.all(finite.reshape(len(finite), -1), axis=1)
+    return (jnp.where(finite, found[0][:, 0], 0),
+            jnp.where(every, known_below(constant), -jnp.inf))
 
   found, constant = jax.vmap(one, in_axes=(None if spec is None else 0, 0))(
       rows, state.facts)
@@ -194,14 +206,31 @@ def output_rows(graph, spec, upper):
   if spec.matrix.ndim != 3 or spec.matrix.shape[2] != size:
     raise ConfigError(f'the specification is for {spec.matrix.shape} [B, S, K], the '
                       f'function has K = {size} outputs')
+  for part in spec:
+    _refuse_rounding(part, graph.dtype)
   rows = spec.matrix.astype(graph.dtype)[:, :, None]
   return jnp.concatenate([rows, -rows], axis=1) if upper else rows
 
 
+def _refuse_rounding(values, dtype):
+  """Raises ConfigError for a specification that would be another one in this type."""
+  wider = jnp.finfo(values.dtype).bits > jnp.finfo(dtype).bits
+  if isinstance(values, jax.core.Tracer):
+    changed = wider
+  else:
+    known = np.asarray(values)
+    subnormal = (known != 0) & (np.abs(known) < np.finfo(dtype).tiny)
+    changed = subnormal.any() or wider and (known.astype(dtype) != known).any()
+  if changed:
+    raise ConfigError(
+        f'the specification is {values.dtype} and bounds are computed in {dtype}, which '
+        'would round its numbers to others: give it in that type, as `margins` does, '
+        'or the input set in float64 under jax.enable_x64')
+
+
 def two_sided(bound, spec, upper):
   """Bounds from the minima of rows [B, S], or [B, 2 S] with the negated ones."""
-  # NaN comes of infinite bounds before: then nothing is known.
-  bound = jnp.where(jnp.isnan(bound), -jnp.inf, bound)
+  bound = known_below(bound)
   low, high = jnp.split(bound, 2, axis=1) if upper else (bound, None)
   high = -high if upper else None
   if spec is None:
@@ -209,7 +238,7 @@ def two_sided(bound, spec, upper):
   constant = spec.constant.astype(low.dtype)
   slack = 2 * rounding.unit_roundoff(low.dtype)
   add = lambda b, sign: (b + constant) + sign * slack * (
-      jnp.abs(b) + jnp.abs(constant))
+      jnp.abs(b) + jnp.abs(constant)) + sign * rounding.tiny(0, low.dtype)
   return Bounds(add(low, -1), add(high, 1) if upper else None)
 
 

@@ -52,7 +52,9 @@ def attack(graph: Graph, ball: InputSet, spec: Spec, key: jax.Array, *, steps: i
 
     noise = jax.random.uniform(key, (len(constant), restarts, low.size), low.dtype)
     noise = noise.at[:, 0].set(0.5)
-    x = jax.vmap(ball.project)(low + noise.reshape(-1, *low.shape) * width)
+    middle = jnp.clip(jnp.zeros_like(low), low, high)  # Where it has no finite width.
+    start = jnp.where(jnp.isfinite(high - low), low, middle)
+    x = jax.vmap(ball.project)(start + noise.reshape(-1, *low.shape) * width)
     x = descend(x, rows, 0, first)
     if first < steps:
       lowest = jnp.argsort(jax.vmap(value)(x, rows))[:max(1, round(kept * len(rows)))]

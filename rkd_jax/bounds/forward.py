@@ -67,6 +67,7 @@ def _one(graph: Graph, ball: InputSet, rows: jax.Array) -> jax.Array:
     else:
       found = _through_lines(node, graph, functions, operands, sizes)
     plain = interval.interval(node, graph, operands)
+    found = _finite(_rounded(found, node, graph, largest), *plain)
     concrete = _concrete(found, ball)
     between[node.out] = found
     bounds[node.out] = (jnp.maximum(plain[0], concrete[0]),
@@ -80,6 +81,21 @@ def _size(f: Between, largest, graph):
                         precision=jax.lax.Precision.HIGHEST)
   more = 1 + rounding.gamma(len(largest), graph.dtype)
   return (terms + interval.magnitude(f.least, f.most)) * more
+
+
+def _rounded(f: Between, node: Node, graph: Graph, largest) -> Between:
+  """Moved outwards by what underflow may cost each coefficient, and the constant."""
+  count = interval.terms(node, graph)
+  slack = rounding.tiny(count, graph.dtype) * (1 + jnp.sum(interval.finite(largest)))
+  return f._replace(least=f.least - slack, most=f.most + slack)
+
+
+def _finite(f: Between, low, high) -> Between:
+  """Constant functions where a coefficient or a constant overflowed."""
+  usable = (jnp.isfinite(f.least) & jnp.isfinite(f.most)
+            & jnp.all(jnp.isfinite(f.low) & jnp.isfinite(f.high), axis=0))
+  return Between(jnp.where(usable, f.low, 0), jnp.where(usable, f.high, 0),
+                 jnp.where(usable, f.least, low), jnp.where(usable, f.most, high))
 
 
 def _through_linear(node: Node, graph: Graph, functions, sizes) -> Between:
@@ -111,9 +127,10 @@ def _concrete(f: Between, ball: InputSet):
   rows = lambda c: jnp.moveaxis(c.reshape(len(c), -1), 0, 1).reshape(-1, *ball.shape)
   low = ball.minimum(rows(f.low)).reshape(f.least.shape) + f.least
   high = -ball.minimum(-rows(f.high)).reshape(f.most.shape) + f.most
-  slack = 2 * rounding.unit_roundoff(low.dtype)
-  return (low - slack * (jnp.abs(low) + jnp.abs(f.least)),
-          high + slack * (jnp.abs(high) + jnp.abs(f.most)))
+  slack, least = 2 * rounding.unit_roundoff(low.dtype), rounding.tiny(0, low.dtype)
+  return relaxations.known(
+      low - slack * (jnp.abs(low) + jnp.abs(f.least)) - least,
+      high + slack * (jnp.abs(high) + jnp.abs(f.most)) + least)
 
 
 def _output(f: Between, rows, ball: InputSet, largest, graph: Graph):
@@ -126,4 +143,6 @@ def _output(f: Between, rows, ball: InputSet, largest, graph: Graph):
               + product(negative, f.most.reshape(-1)))
   slack = rounding.gamma(2 * rows.shape[1] + 4, graph.dtype) * product(
       jnp.abs(rows), _size(f, largest, graph).reshape(-1))
+  slack = slack + rounding.tiny(2 * rows.shape[1], graph.dtype) * (
+      1 + jnp.sum(interval.finite(largest)))
   return ball.minimum(found.reshape(-1, *ball.shape)) + constant - slack

@@ -1,7 +1,7 @@
 """A function as a flat list of equations on bounded values.
 
-The nodes stand for real arithmetic: conversions between floating-point types count
-as identities, and everything runs in the type of the input set.
+The nodes stand for real arithmetic: conversions between float32 and float64 count as
+identities, and everything runs in the type of the input set.
 """
 
 import dataclasses

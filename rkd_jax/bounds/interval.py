@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rkd_jax.bounds import relaxations, rounding
-from rkd_jax.bounds.graph import COEFFICIENTS, MOVES, SUMS, Graph, Node, Ref
+from rkd_jax.bounds.graph import COEFFICIENTS, MOVES, SUMS, Graph, Node, Ref, is_float
 
 
 def interval(node: Node, graph: Graph, bounds: list) -> tuple[jax.Array, jax.Array]:
@@ -24,18 +24,16 @@ def interval(node: Node, graph: Graph, bounds: list) -> tuple[jax.Array, jax.Arr
   Raises:
     UnsupportedPrimitiveError: no rule.
   """
-  if not node.linear:
-    return relaxations.rule(node).interval(*bounds)
-  low, high = _linear(node, graph, bounds)
-  # NaN comes of infinite bounds before: then nothing is known.
-  return (jnp.where(jnp.isnan(low), -jnp.inf, low),
-          jnp.where(jnp.isnan(high), jnp.inf, high))
+  low, high = (_linear(node, graph, bounds) if node.linear
+               else relaxations.rule(node).interval(*bounds))
+  return relaxations.known(low, high)
 
 
 def _linear(node, graph, bounds):
   lows, highs = [b[0] for b in bounds], [b[1] for b in bounds]
   if node.name in MOVES:
-    return node(*lows), node(*highs)
+    ends = node(*lows), node(*highs)
+    return rounding.normal(*ends) if any(map(is_float, node.constants)) else ends
   if node.name in ('dot_general', 'conv_general_dilated'):
     return _mixed(node, graph, *bounds[0])
   slack = rounded(node, graph, [magnitude(*b) for b in bounds])
@@ -70,7 +68,7 @@ def _mixed(node, graph, low, high):
   largest = jnp.max(jnp.abs(center) + radius)
   slack = lax.stop_gradient(
       _error(node, graph) * absolute(node, jnp.ones_like(low)) * largest
-      + _least(node, graph))
+      + _least(node, graph) * (1 + largest))
   value, spread = node(center), absolute(node, radius) + slack
   return value - spread, value + spread
 
@@ -108,21 +106,31 @@ def rounded(node: Node, graph: Graph, magnitudes: list) -> jax.Array:
   that is no larger than its magnitude.
   """
   largest = absolute(node, *magnitudes, addends=True)
-  return lax.stop_gradient(_error(node, graph) * largest + _least(node, graph))
+  least = _least(node, graph)
+  if node.name in COEFFICIENTS:  # Subnormal ones count as zero.
+    least = least * (1 + sum(jnp.max(finite(m), initial=0) for m in magnitudes))
+  return lax.stop_gradient(_error(node, graph) * largest + least)
+
+
+def finite(magnitudes: jax.Array) -> jax.Array:
+  """Infinite magnitudes as zero, for sums that leave those out."""
+  return jnp.where(magnitudes < jnp.inf, magnitudes, 0)
 
 
 def _error(node, graph):
   # Where several equations read a value, the walk adds up their rows on it.
   shared = max(graph.uses[i] for i in node.operands)
-  return rounding.gamma(_terms(node, graph) + node.folds + shared, graph.dtype)
+  return rounding.gamma(terms(node, graph) + node.folds + shared, graph.dtype)
 
 
 def _least(node, graph):
-  return rounding.tiny(_terms(node, graph), graph.dtype)
+  return rounding.tiny(terms(node, graph), graph.dtype)
 
 
-def _terms(node: Node, graph: Graph) -> int:
-  """Length of the longest sum in the node or in its transpose."""
+def terms(node: Node, graph: Graph) -> int:
+  """Length of the longest sum in the node, in its transpose, or behind a slope."""
+  if not node.linear:
+    return 2 * max(n for i in (node.out, *node.operands) for n in (1, *graph.shapes[i]))
   size_in = max(math.prod(graph.shapes[i]) for i in node.operands)
   size_out = math.prod(node.shape)
   if node.name == 'dot_general':
@@ -156,5 +164,5 @@ def _terms(node: Node, graph: Graph) -> int:
 
 def exact_move(node: Node, graph: Graph) -> bool:
   """Whether no number is added to another on the way through, nor a constant."""
-  return (node.name in MOVES and _terms(node, graph) <= 1 and not node.constants
+  return (node.name in MOVES and terms(node, graph) <= 1 and not node.constants
           and all(graph.uses[i] == 1 for i in node.operands))

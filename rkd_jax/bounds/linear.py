@@ -8,13 +8,22 @@ left is a function of the input alone that is a lower bound. Upper bounds are lo
 bounds of the negated row.
 
 Rounding never shows up in the walk itself: every line and every constant is an
-interval that was widened in advance by what the walk may lose there (`Facts`).
+interval that was widened in advance by what the walk may lose there (`Facts`). What
+underflow costs does not shrink with the coefficients: a product that became zero may
+have been anything below `tiny`, on an operand as large as its bounds. That is one
+number for each equation (`loss`), taken off once for each row that passes.
+
+Operands with infinite bounds are not in it. A linear equation that reads one has an
+infinite offset wherever its result is used, and lines are flat there, so no product
+with a coefficient on an infinite operand is ever rounded.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rkd_jax.bounds import interval, relaxations, rounding
 from rkd_jax.bounds.graph import Graph, Node
@@ -30,10 +39,15 @@ class Facts(NamedTuple):
       affine function; for a nonlinear one, those of its lines. Values that are
       missing have none.
     slopes: nonlinear value -> its lines, see `relaxations`.
+    losses: value -> what underflow may cost a row that passes its equation, [].
   """
 
   offsets: dict[int, tuple[jax.Array, jax.Array]]
   slopes: dict[int, Any]
+  losses: dict[int, jax.Array]
+
+
+NOTHING = Facts({}, {}, {})  # For walks along linear equations, of which no sum is kept.
 
 
 def facts_of(node: Node, graph: Graph, bounds: dict, facts: Facts,
@@ -54,6 +68,7 @@ def facts_of(node: Node, graph: Graph, bounds: dict, facts: Facts,
   shared = max(graph.uses[i] for i in node.operands)
   slack = slopes.rounding([interval.magnitude(*b) for b in operands],
                           rounding.gamma(shared, graph.dtype))
+  slack = slack + rounding.tiny(shared, graph.dtype)
   return _widened(node, graph, low - slack, high + slack), slopes
 
 
@@ -79,8 +94,25 @@ def _constant(node, graph, operands, facts):
 def _widened(node, graph, low, high):
   """For the rounding of <row, offset> and of the sum of all such terms."""
   terms = low.size + len(graph.nodes)
-  slack = rounding.gamma(terms, graph.dtype) * interval.magnitude(low, high)
+  slack = (rounding.gamma(terms, graph.dtype) * interval.magnitude(low, high)
+           + rounding.tiny(0, graph.dtype))
   return low - slack, high + slack
+
+
+def loss(node: Node, graph: Graph, bounds: list) -> jax.Array | None:
+  """What underflow may cost any row that passes a node, []; None for exact moves.
+
+  Args:
+    node: of `graph`.
+    graph: the function.
+    bounds: (lower, upper) of each bounded operand, one example.
+  """
+  if node.linear and interval.exact_move(node, graph):
+    return None
+  sizes = [jnp.sum(interval.finite(interval.magnitude(*b))) for b in bounds]
+  terms = interval.terms(node, graph) + max(graph.uses[i] for i in node.operands)
+  return lax.stop_gradient(
+      rounding.tiny(terms, graph.dtype) * (sum(sizes) + math.prod(node.shape)))
 
 
 def transpose(node: Node, graph: Graph, rows: jax.Array) -> list[jax.Array]:
@@ -93,8 +125,10 @@ def transpose(node: Node, graph: Graph, rows: jax.Array) -> list[jax.Array]:
 def emit(rows: jax.Array, offsets) -> jax.Array:
   """Lower bound of <row, c> for a constant c in the interval `offsets`: [R]."""
   low, high = offsets
-  # A vacuous line has an infinite offset, which a zero coefficient takes away.
-  terms = jnp.where(rows > 0, rows * low, jnp.where(rows < 0, rows * high, 0))
+  # A vacuous line has an infinite offset, which a zero coefficient takes away. One that
+  # is neither positive nor negative is zero, or NaN and has to stay that.
+  terms = jnp.where(rows > 0, rows * low,
+                    jnp.where(rows < 0, rows * high, lax.stop_gradient(rows)))
   return jnp.sum(terms.reshape(len(rows), -1), axis=1)
 
 
@@ -120,6 +154,8 @@ def backward(graph: Graph, start: Rows, facts: Facts, *,
     if node.out not in rows or node.out in stop:
       continue
     here = rows.pop(node.out)
+    if node.out in facts.losses:
+      total = total - facts.losses[node.out]
     if extra and node.out in extra:
       here = here + extra[node.out]
     if node.out not in done and node.out in facts.offsets:

@@ -154,8 +154,8 @@ def _one_kink(c, largest):
     return (_constant(c, x), far) if largest else (-far, _constant(c, x))
 
   def interval(lo, hi):
-    low, high = bounds(lo)
-    return jnp.clip(lo, low, high), jnp.clip(hi, low, high)
+    extreme = jnp.maximum if largest else jnp.minimum
+    return extreme(lo, _constant(c, lo)), extreme(hi, _constant(c, hi))
 
   def lines(lo, hi, choice_lower=None, choice_upper=None):
     return clamp(*bounds(lo)).lines(lo, hi, choice_lower, choice_upper)

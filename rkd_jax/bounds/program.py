@@ -29,7 +29,7 @@ def segments(graph):
     parts = {}
     for part, rows in _unit_rows(np.arange(math.prod(node.shape)), node.shape, widest):
       ends, _ = linear.backward(
-          graph, {node.out: rows}, linear.Facts({}, {}), stop=stop)
+          graph, {node.out: rows}, linear.NOTHING, stop=stop)
       for i, end in ends.items():
         parts.setdefault(i, []).append(_sparse(end, len(part)))
     found[node.out] = {i: scipy.sparse.vstack(part) for i, part in parts.items()}
@@ -128,9 +128,10 @@ def build(graph, matrices, ball, bounds, facts, *, whole):
     if node.out in matrices:
       # The offsets also enclose what rounding did to the matrix.
       low, high = facts.offsets.get(node.out, (np.zeros(node.shape),) * 2)
+      lost = facts.losses.get(node.out, 0.0)
       program.constrain([(columns[node.out], 1), *(
           (columns[i], -part) for i, part in matrices[node.out].items())],
-                        low.ravel(), high.ravel())
+                        low.ravel() - lost, high.ravel() + lost)
     elif not node.linear:
       _maximum(program, node, graph, facts, columns, whole)
   return program, columns

@@ -47,7 +47,7 @@ def propagate(graph: Graph, ball: InputSet, *, tighten: bool,
     optimizer: of these, see `ascent.ascend`.
   """
   low, high = ball.hull()
-  state = State({0: (low[:, None], high[:, None])}, Facts({}, {}))
+  state = State({0: (low[:, None], high[:, None])}, Facts({}, {}, {}))
   exact = exact_values(graph) if tighten and isinstance(ball, Box) else frozenset()
   done = set(exact)
   for node in graph.nodes:
@@ -73,13 +73,16 @@ def _learn(graph, node, state):
              if i in state.facts.offsets}
 
   def one(operands, offsets):
-    return linear.facts_of(node, graph, operands, Facts(offsets, {}))
+    return (*linear.facts_of(node, graph, operands, Facts(offsets, {}, {})),
+            linear.loss(node, graph, [operands[i] for i in node.operands]))
 
-  found, slopes = jax.vmap(one)(operands, offsets)
+  found, slopes, loss = jax.vmap(one)(operands, offsets)
   if found is not None:
     state.facts.offsets[node.out] = found
   if slopes is not None:
     state.facts.slopes[node.out] = slopes
+  if loss is not None:
+    state.facts.losses[node.out] = loss
 
 
 def segment(graph: Graph, value: int) -> dict[int, jax.Array] | None:
@@ -91,17 +94,23 @@ def segment(graph: Graph, value: int) -> dict[int, jax.Array] | None:
   size = math.prod(graph.shapes[value])
   if value not in graph.linear:
     return None
+  sources, reached = _segment_values(graph, value)
+  if size * max(math.prod(graph.shapes[i]) for i in sources | reached) > _MATRIX:
+    return None
+  eye = jnp.eye(size, dtype=graph.dtype).reshape(size, *graph.shapes[value])
+  rows, _ = linear.backward(graph, {value: eye}, linear.NOTHING,
+                            stop=frozenset(sources))
+  return rows
+
+
+def _segment_values(graph, value):
+  """(where the segment behind a value ends, what is inside, the value included)."""
   sources, reached = set(), {value}
   for node in reversed(graph.nodes):
     if node.out in reached:
       for i in node.operands:
         (reached if i in graph.merged else sources).add(i)
-  if size * max(math.prod(graph.shapes[i]) for i in sources | reached) > _MATRIX:
-    return None
-  eye = jnp.eye(size, dtype=graph.dtype).reshape(size, *graph.shapes[value])
-  rows, _ = linear.backward(graph, {value: eye}, Facts({}, {}),
-                            stop=frozenset(sources))
-  return rows
+  return sources, reached
 
 
 def _tighten(graph, ball, state, value, wanted, chunk, steps, optimizer):
@@ -150,10 +159,14 @@ def _entries(graph, value, matrices, steps, optimizer, index, state, ball):
     if value in state.facts.offsets:
       low, high = (o.reshape(-1)[index] for o in state.facts.offsets[value])
       constant = jnp.concatenate([low, -high])
+    _, reached = _segment_values(graph, value)
+    constant = constant - sum(
+        loss for i, loss in state.facts.losses.items() if i in reached)
   rows = {i: jnp.concatenate([r, -r]) for i, r in rows.items()}
 
   def bound(choices):
-    return minimum(graph, rows, chosen(graph, state, choices), ball) + constant
+    return known_below(
+        minimum(graph, rows, chosen(graph, state, choices), ball) + constant)
 
   choices = (ascent.starts(graph, state.bounds, 2 * len(index), before=value)
              if steps else {})
@@ -175,13 +188,16 @@ def chosen(graph: Graph, state: State, choices: dict[int, Any]) -> Facts:
       offsets[node.out], slopes[node.out] = jax.vmap(
           lambda choice, node=node: linear.facts_of(
               node, graph, state.bounds, state.facts, choice))(choices[node.out])
-  return Facts(offsets, slopes)
+  return Facts(offsets, slopes, state.facts.losses)
 
 
 def minimum(graph: Graph, start: linear.Rows, facts: Facts,
             ball: InputSet) -> jax.Array:
   """Lower bound of the function that rows stand for, over the set: [R]; one example."""
   rows, constant = linear.backward(graph, start, facts)
-  bound = constant + ball.minimum(rows[0][:, 0])
-  # NaN comes of infinite bounds before: then nothing is known.
-  return jnp.where(jnp.isnan(bound), -jnp.inf, bound)
+  return known_below(constant + ball.minimum(rows[0][:, 0]))
+
+
+def known_below(bound: jax.Array) -> jax.Array:
+  """Lower bounds as they are; -inf for NaN, and for inf, which only overflows make."""
+  return jnp.where(bound < jnp.inf, bound, -jnp.inf)

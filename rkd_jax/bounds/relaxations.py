@@ -6,11 +6,13 @@ it is put into the form that the backward walk uses.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rkd_jax.bounds import (
     elementwise,
@@ -44,7 +46,7 @@ class Diagonal(NamedTuple):
 
   def rounding(self, magnitudes, ulps):
     """What `pull` may lose by rounding, divided by |row|; of the result's shape."""
-    return sum(ulps * jnp.maximum(jnp.abs(low), jnp.abs(high)) * largest
+    return sum(_product(ulps * _steepest(low, high), largest)
                for low, high, largest in zip(self.lower, self.upper, magnitudes))
 
 
@@ -68,8 +70,8 @@ class Reduced:
             jnp.sum(jnp.where(self.upper > 0, self.upper * high, self.upper * low), axes))
 
   def rounding(self, magnitudes, ulps):
-    steepest = jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
-    return jnp.sum(ulps * steepest * magnitudes[0], axis=self.axes)
+    steepest = ulps * _steepest(self.lower, self.upper)
+    return jnp.sum(_product(steepest, magnitudes[0]), axis=self.axes)
 
 
 @jax.tree_util.register_dataclass
@@ -105,12 +107,21 @@ class Matrix:
     return side(self.lower, low, high), side(self.upper, high, low)
 
   def rounding(self, magnitudes, ulps):
-    steepest = jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
+    steepest = _steepest(self.lower, self.upper)
     length = steepest.shape[-1]
     largest = jnp.moveaxis(magnitudes[0], self.axis, -1)
     largest = jnp.expand_dims(largest, self.axis)
-    total = jnp.sum(steepest * largest, axis=-1)
+    total = jnp.sum(_product(steepest, largest), axis=-1)
     return (ulps + rounding.gamma(2 * length, steepest.dtype)) * total
+
+
+def _steepest(low, high):
+  return jnp.maximum(jnp.abs(low), jnp.abs(high))
+
+
+def _product(slope, magnitude):
+  """Also where the magnitude is infinite: lines are flat there."""
+  return jnp.where(slope == 0, 0, slope * magnitude)
 
 
 class Rule(NamedTuple):
@@ -159,9 +170,11 @@ def _of_one(node):
   """The rule of an elementwise function of one bounded operand, or None."""
   name, constants = node.name, node.constants
   if name == 'max':
-    return _kinked(elementwise.max_const(constants[0]), constants[0], above=False)
+    return _loosened(_kinked(
+        elementwise.max_const(constants[0]), constants[0], above=False), constants)
   if name == 'min':
-    return _kinked(elementwise.min_const(constants[0]), constants[0], above=True)
+    return _loosened(_kinked(
+        elementwise.min_const(constants[0]), constants[0], above=True), constants)
   if name == 'rem' and isinstance(node.inputs[0], Ref):
     return _smooth(remainders.remainder(constants[0], node.folds))
   if name == 'modulo':
@@ -175,9 +188,10 @@ def _of_one(node):
   if name == 'leaky_relu':
     slope = node.params['slope']
     rule = _smooth(elementwise.leaky_relu(slope))  # Free on the chord's other side.
-    return rule._replace(unstable=lambda bounds: [(bounds[0] < 0) & (bounds[1] > 0)])
+    rule = rule._replace(unstable=lambda bounds: [(bounds[0] < 0) & (bounds[1] > 0)])
+    return _loosened(rule, [slope], lambda bounds: _steepest(*bounds))
   if name == 'clamp' and isinstance(node.inputs[1], Ref):
-    return _smooth(elementwise.clamp(*constants))
+    return _loosened(_smooth(elementwise.clamp(*constants)), constants)
   if name == 'integer_pow':
     return _smooth(elementwise.integer_pow(node.params['y']))
   if name == 'pow' and isinstance(node.inputs[0], Ref):
@@ -185,12 +199,76 @@ def _of_one(node):
   return _smooth(elementwise.RULES[name]) if name in elementwise.RULES else None
 
 
+def _loosened(rule: Rule, constants, size=lambda bounds: 1.0) -> Rule:
+  """With room for constants that are subnormal, and so count as zero.
+
+  Args:
+    rule: of a function that changes by no more than `size` times a constant does.
+    constants: of the function.
+    size: operand bounds -> that factor.
+  """
+  unknown = [jnp.asarray(c) for c in constants if isinstance(c, jax.core.Tracer)
+             or _subnormal(np.asarray(c)).any()]
+  if not unknown:
+    return rule
+
+  def slack(bounds):
+    least = jnp.finfo(bounds[0].dtype).tiny
+    return sum(jnp.where(rounding.subnormal(c.astype(bounds[0].dtype)), least, 0)
+               for c in unknown) * size(bounds)
+
+  def interval(bounds):
+    low, high = rule.interval(bounds)
+    return low - slack(bounds), high + slack(bounds)
+
+  def lines(bounds, choice=None):
+    slopes, (low, high) = rule.lines(bounds, choice)
+    return slopes, (low - slack(bounds), high + slack(bounds))
+
+  return rule._replace(interval=interval, lines=lines)
+
+
+def _subnormal(constant):
+  size = np.abs(constant)
+  return (size > 0) & (size < np.finfo(np.float32).tiny)
+
+
 def _lines(function):
   def lines(bounds, choice=None):
-    found = function.lines(*bounds, *(choice or ()))
-    return (Diagonal((found.lower_slope,), (found.upper_slope,)),
-            (found.lower_offset, found.upper_offset))
+    finite, ends = _finite(bounds)
+    found = function.lines(*ends, *(choice or ()))
+    return (Diagonal((_flat(finite, found.lower_slope),),
+                     (_flat(finite, found.upper_slope),)),
+            _offsets(finite, found.lower_offset, found.upper_offset,
+                     function.interval(*bounds)))
   return lines
+
+
+def _finite(*operands):
+  """(where all ends are finite, the ends, 1 elsewhere, which every function takes)."""
+  finite = functools.reduce(jnp.logical_and, (
+      jnp.isfinite(end) for ends in operands for end in ends))
+  return finite, [jnp.where(finite, end, 1) for ends in operands for end in ends]
+
+
+def _flat(finite, slope):
+  return jnp.where(finite, slope, 0)
+
+
+def _offsets(finite, low, high, interval):
+  """The constant bounds where an operand is unbounded."""
+  return tuple(jnp.where(finite, offset, bound)
+               for offset, bound in zip((low, high), known(*interval)))
+
+
+def known(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Bounds without NaN and without an infinity on the wrong side.
+
+  NaN comes of infinite bounds before, and a lower bound of inf of an overflow: then
+  nothing is known, and infinite bounds say so.
+  """
+  return (jnp.where(low < jnp.inf, low, -jnp.inf),
+          jnp.where(high > -jnp.inf, high, jnp.inf))
 
 
 def _kinked(function: Any, kink, above: bool) -> Rule:
@@ -217,9 +295,13 @@ def _smooth(function: Any) -> Rule:
 
 def _of_two(function: Any) -> Rule:
   def lines(first, second, choice=None):
-    found = function.lines(*first, *second, *(choice or ()))
-    return (Diagonal(found.lower_slopes, found.upper_slopes),
-            (found.lower_offset, found.upper_offset))
+    finite, ends = _finite(first, second)
+    found = function.lines(*ends, *(choice or ()))
+    lower, upper = (tuple(_flat(finite, s) for s in slopes)
+                    for slopes in (found.lower_slopes, found.upper_slopes))
+    return Diagonal(lower, upper), _offsets(
+        finite, found.lower_offset, found.upper_offset,
+        function.interval(*first, *second))
 
   return Rule(lambda first, second: function.interval(*first, *second), lines,
               lambda *bounds: [low < high for low, high in bounds], _halfway)
@@ -258,8 +340,17 @@ def _over(node: Node, functions, slopes_of, axes) -> Rule:
 
   def lines(bounds, choice=None):
     del choice
-    below, low, above, high = lines_of(*bounds, axes)
-    return slopes_of(below, above, axes), (low, high)
+    finite, ends = _finite(bounds)
+    if slopes_of is Reduced:  # One infinite end makes all of a maximum unknown.
+      finite = jnp.all(finite, axes, keepdims=True)
+      ends = [jnp.where(finite, end, 1) for end in ends]
+    else:
+      ends = bounds  # Those rules know of infinite ends.
+    below, low, above, high = lines_of(*ends, axes)
+    if slopes_of is not Reduced:
+      return slopes_of(below, above, axes), known(low, high)
+    return (slopes_of(_flat(finite, below), _flat(finite, above), axes),
+            _offsets(jnp.squeeze(finite, axes), low, high, interval(*bounds, axes)))
 
   return Rule(lambda bounds: interval(*bounds, axes), lines,
               lambda bounds: [bounds[0] < bounds[1]], lambda bounds: (None, None))

@@ -153,6 +153,7 @@ def _supremum(f, ulps, s, x, bulge):
 def _valley(value, ulps, bottom, least):
   """Interval of f that falls up to `bottom`, where it is above `least`, then rises."""
   def interval(lo, hi):
+    lo, hi = jnp.maximum(lo, -1e4), jnp.maximum(hi, -1e4)  # Where f is as good as 0.
     low_l, high_l = out.widen(lo, value(lo), ulps(lo))
     low_u, high_u = out.widen(hi, value(hi), ulps(hi))
     near = 1e-4  # Of the bottom, where f is flat.
@@ -175,6 +176,8 @@ def _wave(value, crest):
     return jnp.floor((hi - at) / _TURN + turns) >= first
 
   def interval(lo, hi):
+    finite = jnp.isfinite(lo) & jnp.isfinite(hi)
+    lo, hi = jnp.where(finite, lo, 0), jnp.where(finite, hi, _TURN)
     low_l, high_l = out.widen(lo, value(lo), 8)
     low_u, high_u = out.widen(hi, value(hi), 8)
     width = jnp.minimum(hi - lo, _TURN)

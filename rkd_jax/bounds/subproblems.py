@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from rkd_jax.bounds import linear
+from rkd_jax.bounds import linear, rounding
 from rkd_jax.bounds.graph import Graph, Node
 from rkd_jax.bounds.linear import Facts
-from rkd_jax.bounds.propagation import State
+from rkd_jax.bounds.propagation import State, known_below
 
 _PROBED = 3  # Neurons of a subproblem that are tried out before one is split.
 
@@ -111,9 +111,9 @@ def _walk(graph, state, ball, row, signs, slopes, multipliers, raised=0.0):
     sign = signs_of[node.out].astype(graph.dtype)
     extra[i] = extra.get(i, 0) - (sign * multipliers_of[node.out])[None]
   found, total = linear.backward(graph, {graph.output: row[None, None]},
-                                 Facts(offsets, lines), extra=extra)
+                                 Facts(offsets, lines, state.facts.losses), extra=extra)
   on_input = found[0][:, 0]
-  return (total + ball.minimum(on_input))[0], on_input[0]
+  return known_below(total + ball.minimum(on_input))[0], on_input[0]
 
 
 def bound(graph: Graph, state: State, ball, problems: Subproblems):
@@ -128,7 +128,7 @@ def bound(graph: Graph, state: State, ball, problems: Subproblems):
 def add(low: jax.Array, constant: jax.Array) -> jax.Array:
   """A lower bound plus a constant, rounded down."""
   slack = 4 * float(jnp.finfo(low.dtype).eps) * (jnp.abs(low) + jnp.abs(constant))
-  return low + constant - slack
+  return known_below(low + constant - slack - rounding.tiny(0, low.dtype))
 
 
 def tighten(graph: Graph, state: State, ball, problems: Subproblems, *, steps: int,

@@ -21,14 +21,14 @@ from rkd_jax.errors import ConfigError, UnsupportedPrimitiveError
 
 MAX_UNROLLED = 1_000  # Steps of a scan; each becomes equations of its own.
 
-# Identities in real arithmetic.
+# Identities in real arithmetic; those to less than float32 are refused before.
 _IDENTITIES = frozenset({
     'reduce_precision', 'convert_element_type', 'copy', 'copy_p', 'stop_gradient',
     'name', 'sharding_constraint', 'pvary', 'optimization_barrier', 'device_put'})
 # Without rounding, as moves are.
 _EXACT = frozenset({'abs', 'ceil', 'clamp', 'floor', 'max', 'min', 'neg', 'round', 'sign',
                     'sort', 'reduce_max', 'reduce_min'})
-_CALLS = frozenset({
+CALLS = frozenset({
     'jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call',
     'custom_vjp_call_jaxpr', 'remat', 'remat2', 'checkpoint', 'custom_lin'})
 
@@ -92,8 +92,9 @@ class _Builder:
     # NumPy arrays, such as literals, stay known while something is being traced.
     cast = (value if value.dtype == self.dtype else value.astype(self.dtype)
             ) if isinstance(value, jax.Array) else np.asarray(value, self.dtype)
-    if id(value) in self.folds:
-      self._remember(cast, self.folds[id(value)])
+    rounded = jnp.finfo(jax.typeof(value).dtype).bits > jnp.finfo(self.dtype).bits
+    if rounded or id(value) in self.folds:
+      self._remember(cast, self.folds.get(id(value), 0) + rounded)
     return cast
 
   def _remember(self, constant, folds):
@@ -102,11 +103,11 @@ class _Builder:
 
   def _equation(self, eqn, inputs):
     name = eqn.primitive.name
-    if name in _CALLS:
-      inner, consts = _inner(eqn)
+    if name in CALLS:
+      called, consts = inner(eqn)
       # What is jitted in a library is at the line that calls it, for the reader.
       outer, self.caller = self.caller, _where(eqn) or self.caller
-      results = self.run(inner, consts, inputs)
+      results = self.run(called, consts, inputs)
       self.caller = outer
       return results
     if not any(isinstance(i, Ref) for i in inputs):
@@ -124,10 +125,15 @@ class _Builder:
     return [self._node(eqn, inputs, index) for index in range(len(eqn.outvars))]
 
   def _fold(self, eqn, inputs):
-    if eqn.primitive.name in ('while', 'scan', 'cond'):  # Typed on the inside.
+    # Control flow is typed on the inside; what the function rounds to bfloat16 it has
+    # rounded.
+    typed = eqn.primitive.name in ('while', 'scan', 'cond') or any(
+        _rounds(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars))
+    if typed:
       inputs = [jnp.asarray(i, v.aval.dtype) if is_float(i) else i
                 for i, v in zip(inputs, eqn.invars)]
-    params = eqn.primitive.get_bind_params(self._params(eqn.params))
+    params = eqn.primitive.get_bind_params(
+        dict(eqn.params) if typed else self._params(eqn.params))
     known = not any(isinstance(i, jax.core.Tracer) for i in inputs)
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
       results = eqn.primitive.bind(*inputs, **params)
@@ -193,6 +199,7 @@ class _Builder:
     name, shape = eqn.primitive.name, eqn.outvars[index].aval.shape
     params = self._params(eqn.params)
     bounded = [i for i in inputs if isinstance(i, Ref)]
+    self._refuse_rounding(eqn, index)
     if name in _IDENTITIES and _stays_float(eqn, index):
       return inputs[index]
     if name == 'mul' and len(bounded) == 2 and bounded[0] == bounded[1]:
@@ -217,6 +224,18 @@ class _Builder:
 
     which = {'result': index} if eqn.primitive.multiple_results else {}
     return self.add(name, inputs, shape, evaluate, params | which, eqn)
+
+  def _refuse_rounding(self, eqn, index):
+    """Raises for an equation on bounded values that rounds to less than float32."""
+    dtype, p = eqn.outvars[index].aval.dtype, eqn.params
+    fewer = eqn.primitive.name == 'reduce_precision' and (
+        p['mantissa_bits'] < 23 or p['exponent_bits'] < 8)
+    if fewer or _rounds(dtype):
+      seen = f'{p["mantissa_bits"]} bits' if fewer else dtype
+      raise UnsupportedPrimitiveError(
+          f'the function computes in {seen} ({eqn.primitive.name!r} from '
+          f'{_where(eqn) or self.caller}), whose rounding is not in the bounds, so none '
+          'was returned: build the network with dtype=float32; its parameters fit')
 
   def add(self, name, inputs, shape, evaluate, params, eqn):
     """A new node; its `Ref`."""
@@ -272,12 +291,17 @@ def _is_linear(name, inputs):
   return name == 'div' and bounded == [True, False]
 
 
+def _rounds(dtype):
+  """Whether numbers of a type have fewer digits than float32."""
+  return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).nmant < 23
+
+
 def _stays_float(eqn, index):
   return all(jnp.issubdtype(v[index].aval.dtype, jnp.floating)
              for v in (eqn.invars, eqn.outvars))
 
 
-def _inner(eqn):
+def inner(eqn):
   """(jaxpr, constants) that a call stands for."""
   for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
     inner = eqn.params.get(key)
