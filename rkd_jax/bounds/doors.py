@@ -73,6 +73,7 @@ def _ball(images, eps, lower, upper, moved_by):
   eps = _radius(eps, center)
   if given.dtype != dtype:
     moved = _above(moved_by(abs(given - given.astype(dtype))), dtype)
+    moved = rounding.normal(moved, moved)[1]
     eps = eps.reshape(-1, *(1,) * (moved.ndim - 1))
     eps = jnp.where(moved > 0, rounding.up(eps + moved), eps)
   lower, upper = (jnp.broadcast_to(edge, center.shape) for edge in rounding.normal(

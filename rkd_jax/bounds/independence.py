@@ -9,51 +9,38 @@ way. What an equation does that this file does not know is followed no further: 
 recognises mistakes, and proves nothing.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.extend.core as jex
 from jax.extend import source_info_util
 
+from rkd_jax.bounds.places import (
+  BATCH,
+  MOVES,
+  Mixed,
+  Noise,
+  Place,
+  dropped,
+  joined,
+  moved,
+)
 from rkd_jax.bounds.tracing import CALLS, inner
 from rkd_jax.errors import ConfigError
-
-_BATCH = 3  # Examples traced: as good as any number above 1.
 
 # Name of an equation -> of the parameter with the axes that it works along.
 _SUMS = {'reduce_sum': 'axes', 'reduce_max': 'axes', 'reduce_min': 'axes',
          'reduce_prod': 'axes', 'reduce_and': 'axes', 'reduce_or': 'axes',
          'argmax': 'axes', 'argmin': 'axes', 'reduce': 'dimensions'}
 _ALONG = {'cumsum': 'axis', 'cumprod': 'axis', 'cummax': 'axis', 'cummin': 'axis',
-          'cumlogsumexp': 'axis', 'sort': 'dimension', 'rev': 'dimensions'}
+          'cumlogsumexp': 'axis', 'sort': 'dimension'}
 _WINDOWS = frozenset({
     'reduce_window_sum', 'reduce_window_max', 'reduce_window_min', 'reduce_window'})
 _RANDOM = frozenset({'random_bits', 'threefry2x32', 'rng_uniform', 'rng_bit_generator'})
 # Not entry by entry, whatever the shapes.
 _OTHER = frozenset({'fft', 'cholesky', 'triangular_solve', 'gather', 'scatter', 'while',
-                    'scatter-add', 'dynamic_slice', 'dynamic_update_slice', 'pad'})
-
-
-class Place(NamedTuple):
-  """Where the examples of a value are: entry i along `axis` is of example
-  (i // inner) % batch."""
-
-  axis: int
-  inner: int = 1
-
-
-class Mixed(NamedTuple):
-  """A value that depends on several examples, and the message that says why."""
-
-  message: str
-
-
-class Noise(NamedTuple):
-  """A value made of random numbers, and no example; different along these axes."""
-
-  axes: frozenset[int]
+                    'scatter-add', 'dynamic_slice', 'dynamic_update_slice', 'pad', 'rev'})
 
 
 def check(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...],
@@ -69,12 +56,16 @@ def check(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...],
     ConfigError: `fn` mixes examples, or adds noise that differs between them.
   """
   try:
-    closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((_BATCH, *shape[1:]), dtype))
+    closed = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((BATCH, *shape[1:]), dtype))
   except Exception:  # It takes one example at a time, so there is nothing to mix.
     return
-  if any(a.ndim < 1 or a.shape[0] != _BATCH for a in closed.out_avals):
+  if any(a.ndim < 1 or a.shape[0] != BATCH for a in closed.out_avals):
     return  # Likewise.
   for place in _follow(closed.jaxpr, [Place(0)], ''):
+    if isinstance(place, Place) and place.examples != tuple(range(BATCH)):
+      raise ConfigError(
+          'the function mixes the examples of a batch: it reorders or repeats them, so '
+          'that a result is not that of the example at its place')
     if isinstance(place, Mixed):
       raise ConfigError(place.message)
 
@@ -106,19 +97,22 @@ def _follow(jaxpr, args, caller):
 
 def _scan(p, places, where):
   consts, carry = p['num_consts'], p['num_consts'] + p['num_carry']
-  moved = lambda place, by: (
-      place._replace(axis=place.axis + by)
-      if isinstance(place, Place) and place.axis + by >= 0
-      else place if isinstance(place, Mixed) else None)
   body = p['jaxpr'].jaxpr
-  given = [*places[:carry], *(moved(q, -1) for q in places[carry:])]
+  given = [*places[:carry], *(_shifted(q, -1) for q in places[carry:])]
   for _ in range(2):  # What the first step puts into the carry, the second reads.
     out = _follow(body, given, where)
     given = [*given[:consts], *(
         a if a is not None else b for a, b in zip(given[consts:carry], out)),
         *given[carry:]]
   count = p['num_carry']
-  return [*out[:count], *(moved(q, 1) for q in out[count:])]
+  return [*out[:count], *(_shifted(q, 1) for q in out[count:])]
+
+
+def _shifted(place, by):
+  """With one axis more or fewer in front; unknown where that is the examples'."""
+  if not isinstance(place, Place) or place.axis is None:
+    return place if isinstance(place, Mixed | Place) else None
+  return place._replace(axis=place.axis + by) if place.axis + by >= 0 else None
 
 
 def _cond(p, places, where):
@@ -135,17 +129,16 @@ def _through(eqn, places, shape, where):
   if axes is not None:
     if any(isinstance(q, Place) and q.axis in axes for q in places):
       return _mixes(name, where)
-    return _dropped(places[0], axes) if name in _SUMS else places[0]
+    return dropped(places[0], axes) if name in _SUMS else places[0]
   if name == 'dot_general':
     return _product(p, places, shapes, where)
   if name == 'conv_general_dilated':
     return _convolution(p, places, shapes, where)
-  if name in _MOVES and all(q is None for q in places[1:]):
-    return _MOVES[name](places[0], p, shapes[0], shape)
-  if name == 'concatenate':
-    found = {q for q in places if isinstance(q, Place)}
-    alone = len(found) == 1 and all(q.axis != p['dimension'] for q in found)
-    return found.pop() if alone else None
+  if name in MOVES and places[0] is not None and not any(places[1:]):
+    return moved(places[0], name, p, shapes[0], shape)
+  if name in ('concatenate', 'stack'):
+    stacked = name == 'stack'
+    return joined(places, shapes, p['axis' if stacked else 'dimension'], stacked)
   fits = lambda s: not s or len(s) == len(shape) and all(
       n in (1, m) for n, m in zip(s, shape))
   elementwise = name not in _OTHER and all(map(fits, shapes))
@@ -201,12 +194,14 @@ def _product(p, places, shapes, where):
     if place.axis in contract:
       return _mixes('dot_general', where)
     free = [a for a in range(len(shapes[side])) if a not in (*contract, *together)]
-    if place.axis in together:
+    if place.axis is None:
+      at = None
+    elif place.axis in together:
       at = tuple(together).index(place.axis)
     else:
       first = 0 if side == 0 else len(shapes[0]) - len(left) - len(batch[0])
       at = len(together) + first + free.index(place.axis)
-    here = Place(at, place.inner)
+    here = place._replace(axis=at)
     if found is not None and found != here:
       return _mixes('dot_general', where)
     found = here
@@ -217,77 +212,13 @@ def _convolution(p, places, shapes, where):
   place, spec = places[0], p['dimension_numbers']
   if not isinstance(place, Place) or places[1] is not None:
     return None
+  if place.axis is None:
+    return place
   if place.axis == spec.lhs_spec[0]:
-    return Place(spec.out_spec[0], place.inner) if p['batch_group_count'] == 1 else None
+    return (place._replace(axis=spec.out_spec[0]) if p['batch_group_count'] == 1
+            else None)
   if place.axis == spec.lhs_spec[1]:
     sums = p['feature_group_count'] == 1
   else:
     sums = shapes[1][spec.rhs_spec[spec.lhs_spec.index(place.axis)]] > 1
   return _mixes('conv_general_dilated', where) if sums else None
-
-
-def _dropped(place, axes):
-  """Without some axes."""
-  if isinstance(place, Noise):
-    kept = [a for a in place.axes if a not in axes]
-    return Noise(frozenset(a - sum(b < a for b in axes) for a in kept)) if kept else None
-  return place and place._replace(axis=place.axis - sum(b < place.axis for b in axes))
-
-
-def _transpose(place, p, before, shape):
-  order = list(p['permutation'])
-  if isinstance(place, Noise):
-    return Noise(frozenset(order.index(a) for a in place.axes))
-  return place._replace(axis=order.index(place.axis))
-
-
-def _broadcast(place, p, before, shape):
-  dims = p['broadcast_dimensions']
-  if isinstance(place, Noise):
-    return Noise(frozenset(dims[a] for a in place.axes if before[a] == shape[dims[a]]))
-  return place._replace(axis=dims[place.axis])
-
-
-def _reshape(place, p, before, shape):
-  if isinstance(place, Noise) or p.get('dimensions'):
-    return place if before == shape else None
-  inner = place.inner * math.prod(before[place.axis + 1:])
-  for axis in reversed(range(len(shape))):
-    if inner < shape[axis] and shape[axis] % (inner * _BATCH) == 0:
-      return Place(axis, inner)
-    if inner % shape[axis]:
-      return None  # The examples are not where an axis can show them.
-    inner //= shape[axis]
-  return None
-
-
-def _sliced(place, p, before, shape):
-  if isinstance(place, Noise):
-    return place
-  return place if before[place.axis] == shape[place.axis] else None
-
-
-def _padded(place, p, before, shape):
-  if isinstance(place, Noise):
-    return place
-  return None if any(p['padding_config'][place.axis]) else place
-
-
-def _gathered(place, p, before, shape):
-  """Where indices pick along other axes, and all examples are taken."""
-  numbers = p['dimension_numbers']
-  gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-  if isinstance(place, Noise) or place.axis in gone or (
-      p['slice_sizes'][place.axis] != before[place.axis]):
-    return None
-  kept = [a for a in range(len(before)) if a not in gone]
-  return place._replace(axis=numbers.offset_dims[kept.index(place.axis)])
-
-
-_MOVES: dict[str, Callable[..., Any]] = {
-    'transpose': _transpose, 'broadcast_in_dim': _broadcast, 'reshape': _reshape,
-    'squeeze': lambda place, p, before, shape: _dropped(
-        place, [a % len(before) for a in p['dimensions']]),
-    'expand_dims': lambda place, p, before, shape: _reshape(place, {}, before, shape),
-    'slice': _sliced, 'split': _sliced, 'dynamic_slice': _sliced, 'pad': _padded,
-    'gather': _gathered}
