@@ -45,8 +45,8 @@ def linf_ball(images: Any, eps: Any, *, lower: Any = -jnp.inf,
     ConfigError: images of another type, NaN, infinite or outside [lower, upper]; eps < 0.
   """
   center, eps, lower, upper = _ball(images, eps, lower, upper, lambda moved: moved)
-  return Box(*rounding.normal(*around(
-      center, eps.reshape(*eps.shape, *(1,) * (center.ndim - eps.ndim)), lower, upper)))
+  return Box(*around(
+      center, eps.reshape(*eps.shape, *(1,) * (center.ndim - eps.ndim)), lower, upper))
 
 
 def l2_ball(images: Any, eps: Any, *, lower: Any = -jnp.inf,

@@ -89,7 +89,7 @@ class _CutBall:
   def hull(self) -> tuple[jax.Array, jax.Array]:
     """Exact: each entry alone may move by eps."""
     eps = self.eps.reshape(self.eps.shape + (1,) * (self.center.ndim - self.eps.ndim))
-    return rounding.normal(*around(self.center, eps, self.lower, self.upper))
+    return around(self.center, eps, self.lower, self.upper)
 
   def project(self, x: jax.Array) -> jax.Array:
     """A point of the set, x itself if it is well inside; for one example.
@@ -251,9 +251,10 @@ def _slack(rows, lower, upper):
 
 def _at_center(rows, center):
   """At most <row, center>, with what the rounding of offsets from the center costs."""
-  size = _sum(jnp.abs(rows) * (jnp.abs(center) + 4 * jnp.finfo(rows.dtype).tiny))
+  size = _sum(jnp.abs(rows) * jnp.abs(center))
+  least = _sum(jnp.abs(rows)) * float(jnp.finfo(rows.dtype).tiny)
   return (_sum(rows * center) - rounding.gamma(rows[0].size, rows.dtype) * size
-          - 4 * _flushed(rows))
+          - 4 * (least + _flushed(rows)))
 
 
 def _flushed(rows):
@@ -269,6 +270,8 @@ def _known(lower):
 def around(center: jax.Array, eps: jax.Array, lower: jax.Array,
            upper: jax.Array) -> tuple[jax.Array, jax.Array]:
   """[center - eps, center + eps] rounded outwards, cut with [lower, upper]."""
-  low = jnp.where(eps > 0, rounding.down(center - eps), center)
-  high = jnp.where(eps > 0, rounding.up(center + eps), center)
+  lower, upper = rounding.normal(lower, upper)
+  low, high = rounding.normal(center, center)
+  low = jnp.where(eps > 0, rounding.down(low - eps), low)
+  high = jnp.where(eps > 0, rounding.up(high + eps), high)
   return jnp.maximum(low, lower), jnp.minimum(high, upper)
