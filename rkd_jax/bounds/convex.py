@@ -52,7 +52,7 @@ def convex(value, slope, *, ulps=8, slope_ulps=8, rising=True, low=None, high=No
       lower = jnp.where(low_ok | (known & (above is not None)), f_a[0], -jnp.inf)
       upper = jnp.where(high_ok, f_b[1], jnp.inf)
     else:
-      lower = jnp.where(known, f_b[0], -jnp.inf)
+      lower = jnp.where(high_ok, f_b[0], -jnp.inf)
       upper = jnp.where(low_ok, f_a[1], jnp.inf)
     if above is not None:
       lower = jnp.where(known, jnp.maximum(lower, above), lower)

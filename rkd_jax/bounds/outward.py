@@ -48,7 +48,8 @@ class Elementwise:
       there are several); None is the one of least area or close to it.
 
   Both are sound for all real x in [lo, hi], arrays of any shape and float dtype, and
-  where f is undefined or overflows they are infinite, never NaN.
+  where f is undefined or overflows they are infinite, never NaN. An infinite end stands
+  for numbers of any size; `lines` is not asked there, see `relaxations`.
   """
   interval: Callable
   lines: Callable
@@ -213,6 +214,7 @@ def finish(interval, lower, upper):
 def widen(x, value, ulps):
   """(value - slack, value + slack) for a value with an error of `ulps` eps."""
   slack = eps(x) * (ulps + 1) * jnp.abs(value) + underflow(x)
+  slack = jnp.where(jnp.isinf(value), 0, slack)
   return value - slack, value + slack
 
 
