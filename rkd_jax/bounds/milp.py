@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from rkd_jax.bounds import rounding
+from rkd_jax.bounds import independence, rounding
 from rkd_jax.bounds.compiled import Compiled
 from rkd_jax.bounds.crown import Bounds, Spec, output_bounds
 from rkd_jax.bounds.patterns import recognise
@@ -116,6 +116,7 @@ def _minima(fn, ball, spec, upper, search=None):
     found float64[B, R, ...]).
   """
   _check(ball)
+  independence.check(fn, ball.shape, ball.dtype)
   one = jax.ShapeDtypeStruct((1, *ball.shape[1:]), ball.dtype)
   with jax.default_matmul_precision('highest'):
     typed = jex.jaxpr_as_fun(jax.make_jaxpr(fn)(one))

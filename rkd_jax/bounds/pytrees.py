@@ -56,7 +56,8 @@ class Product:
     """
     least = jnp.stack([part.minimum(row) for part, row in zip(
         self.parts, self._split(rows))])
-    slack = rounding.gamma(len(self.parts), rows.dtype) * jnp.sum(jnp.abs(least), axis=0)
+    slack = (rounding.gamma(len(self.parts), rows.dtype) * jnp.sum(jnp.abs(least), axis=0)
+             + rounding.tiny(len(self.parts), rows.dtype))
     total = jnp.sum(least, axis=0)
     return jnp.where(jnp.isfinite(total), total - slack, -jnp.inf)
 

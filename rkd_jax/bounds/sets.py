@@ -252,7 +252,7 @@ def _slack(rows, lower, upper):
 def _at_center(rows, center):
   """At most <row, center>, with what the rounding of offsets from the center costs."""
   size = _sum(jnp.abs(rows) * jnp.abs(center))
-  least = _sum(jnp.abs(rows)) * float(jnp.finfo(rows.dtype).tiny)
+  least = _sum(jnp.abs(rows) * float(jnp.finfo(rows.dtype).tiny))
   return (_sum(rows * center) - rounding.gamma(rows[0].size, rows.dtype) * size
           - 4 * (least + _flushed(rows)))
 
