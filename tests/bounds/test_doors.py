@@ -103,7 +103,8 @@ class Layers(nn.Module):
 
 @functools.cache
 def _variables():
-  return Layers().init(jax.random.key(0), IMAGE, False)
+  with jax.ensure_compile_time_eval():  # Whoever asks first may be tracing.
+    return Layers().init(jax.random.key(0), IMAGE, False)
 
 
 def _layers(train, rate=0.0):
