@@ -9,6 +9,7 @@ from rkd_jax import config as configuration
 from rkd_jax.evaluation import tables
 from rkd_jax.evaluation.ball import Ball
 from rkd_jax.report import provenance
+from rkd_jax.stages import trained
 
 
 def run(config, workdir: str | pathlib.Path, name: str, *, examples: int,
@@ -64,11 +65,13 @@ def _run(config, workdir, name, ball, examples, runs, save_images, settings):
 
 
 def _finished(path, examples, settings) -> dict | None:
-  """The table of an earlier attack with the same settings."""
+  """The table of an earlier attack with the same settings on the same weights."""
   table = files.stored_json(path)
   if table is None:
     return None
-  same = (table['settings'], table['examples_wanted']) == (settings, examples)
+  weights = trained.record(path.parents[1]).get('weights', {}).get('student-best')
+  same = (table['settings'], table['examples_wanted']) == (settings, examples) and (
+      table.get('weights') in (None, weights))
   return table if same else None
 
 
