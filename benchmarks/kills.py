@@ -28,15 +28,16 @@ HERE = pathlib.Path(__file__).parent
 SMALL = {
     'model': 'mlp_8', 'devices': 1,
     'data': {'name': 'digits', 'train_examples': 256, 'test_examples': 60},
-    'attack': {'eps': 0.1, 'step_size': 0.05, 'steps': 1},
     'train': {'epochs': 3, 'batch_size': 64, 'checkpoint_every': 1},
-    'validation': {'every': 2, 'examples': 30, 'attack': 'fgsm'},
+    'validation': {'every': 2, 'examples': 30},
     'evaluation': {'attacks': ('clean',), 'batch_size': 30},
 }
 TEACHER = {'train': {'epochs': 1}, 'validation': {'every': 1}}
 CONFIGS = {
-    'train': {**SMALL, 'method': 'rslad', 'teachers': {
-        'robust': {'overrides': {'method': 'pgd_at', **TEACHER}}}},
+    'train': {
+        **SMALL, 'method': 'rslad', 'attack': {'eps': 0.1, 'step_size': 0.05, 'steps': 1},
+        'validation': {**SMALL['validation'], 'attack': 'fgsm'},
+        'teachers': {'robust': {'overrides': {'method': 'pgd_at', **TEACHER}}}},
     'detox': {**SMALL, 'method': 'sd', 'single_teacher': 'poisoned', 'teachers': {
         'poisoned': {'overrides': {'method': 'standard', **TEACHER,
                                    'backdoor': {'trigger': 'badnets'}}}},
