@@ -83,8 +83,8 @@ def test_home_in_every_path(tmp_path, monkeypatch, capsys):
   assert (tmp_path / 't.png').exists()
   assert cli.main(['backdoor-table', '~/run']) == 2
   assert f'{tmp_path}/run holds no finished' in capsys.readouterr().err
-  for name in ('run', 'weights'):
-    config = {'method': 'rslad', 'teachers': {'robust': {name: '~/x', 'model': 'cnn_3'}}}
+  for teacher in ({'run': '~/x'}, {'weights': '~/x', 'model': 'cnn_3'}):
+    config = {'method': 'rslad', 'teachers': {'robust': teacher}}
     with pytest.raises(rkd.errors.CheckpointError, match=f'{tmp_path}/x'):
       rkd.run(config, tmp_path / 'new')
 
