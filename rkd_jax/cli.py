@@ -1,22 +1,17 @@
 """The command `rkd`: what to do and where, no mathematics."""
 
 import argparse
-import codecs
-import contextlib
-import io
 import os
 import pathlib
 import signal
 import sys
-import warnings
 
-from rkd_jax import errors, files, signals
+from rkd_jax import errors, files, signals, terminal
 
 _EPILOG = """settings: --config.KEY=VALUE changes any key of `rkd config`, for example
   --config.attack.eps=0.1 --config.train.epochs=5"""
 
 _PATHS = ('workdir', 'workdirs', 'out', 'data_dir', 'teacher_weights')
-_PLAIN = {'\N{PLUS-MINUS SIGN}': '+-'}  # For terminals that show ASCII alone.
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,10 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     The exit code: 0 done, 1 failed, 2 bad settings, 130 interrupted (SIGINT), 143 asked
     to stop (SIGTERM), 141 nobody reads the output any more.
   """
-  _prepare_streams()
+  terminal.prepare()
   try:
     arguments, rest = _parser().parse_known_args(argv)
-    with signals.listening(), _short_warnings():
+    with signals.listening(), terminal.short_warnings():
       for name, value in vars(arguments).items():
         if name in _PATHS and value:
           setattr(arguments, name, _expanded(name, value))
@@ -68,37 +63,6 @@ def _expanded(name, value):
   if isinstance(value, list):
     return [str(files.local_path(one, 'DIR')) for one in value]
   return str(files.local_path(value, what))
-
-
-def _prepare_streams() -> None:
-  """Output works where it is closed, or where the terminal lacks a character.
-
-  A closed descriptor is opened as /dev/null: else the next file that is opened, perhaps
-  one with weights, would get what C++ libraries print.
-  """
-  for descriptor in (0, 1, 2):
-    try:
-      os.fstat(descriptor)
-    except OSError:
-      os.open(os.devnull, os.O_RDWR)  # Gets the lowest free number: this one.
-  sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
-  codecs.register_error('rkd', lambda error: (
-      ''.join(_PLAIN.get(char, '?') for char in error.object[error.start:error.end]),
-      error.end))
-  for stream in (sys.stdout, sys.stderr):
-    if hasattr(stream, 'reconfigure'):
-      stream.reconfigure(errors='rkd')
-
-
-@contextlib.contextmanager
-def _short_warnings():
-  """Warnings are one line, without the place in the source."""
-  before = warnings.formatwarning
-  warnings.formatwarning = lambda message, *_: f'rkd: warning: {message}\n'
-  try:
-    yield
-  finally:
-    warnings.formatwarning = before
 
 
 def _parser() -> argparse.ArgumentParser:
