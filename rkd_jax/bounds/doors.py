@@ -37,31 +37,38 @@ def linf_ball(images: Any, eps: Any, *, lower: Any = -jnp.inf,
 
   Args:
     images: float32 or float64[B, ...], finite, within [lower, upper].
-    eps: Radius >= 0, or one for each example, [B]; may be traced.
+    eps: Radius >= 0, or one for each example, [B], or for each entry: an array with as
+      many axes as `images` that broadcasts to them, 0 where nothing may change. May be
+      traced.
     lower: Least valid value (0.0 for pixels), a number or an array like `images`.
     upper: Greatest valid value.
 
   Raises:
     ConfigError: images of another type, NaN, infinite or outside [lower, upper]; eps < 0.
   """
-  center, eps, lower, upper = _ball(images, eps, lower, upper, lambda moved: moved)
+  center, eps, lower, upper = _ball(images, eps, lower, upper, lambda moved: moved,
+                                    each_entry=True)
   return Box(*around(
       center, eps.reshape(*eps.shape, *(1,) * (center.ndim - eps.ndim)), lower, upper))
 
 
 def l2_ball(images: Any, eps: Any, *, lower: Any = -jnp.inf,
             upper: Any = jnp.inf) -> L2Ball:
-  """All x with ||x - images||_2 <= eps, cut with [lower, upper]; see `linf_ball`."""
+  """All x with ||x - images||_2 <= eps, cut with [lower, upper]; see `linf_ball`.
+
+  There is one radius for an example. To keep some entries as they are, cut them:
+  lower = upper = images there.
+  """
   return L2Ball(*_ball(images, eps, lower, upper, _norm(2)))
 
 
 def l1_ball(images: Any, eps: Any, *, lower: Any = -jnp.inf,
             upper: Any = jnp.inf) -> L1Ball:
-  """All x with ||x - images||_1 <= eps, cut with [lower, upper]; see `linf_ball`."""
+  """All x with ||x - images||_1 <= eps, cut with [lower, upper]; see `l2_ball`."""
   return L1Ball(*_ball(images, eps, lower, upper, _norm(1)))
 
 
-def _ball(images, eps, lower, upper, moved_by):
+def _ball(images, eps, lower, upper, moved_by, each_entry=False):
   given = _floats('images', images)
   _refuse(_of(given).isinf(given), 'images has infinite entries')
   dtype = _stored(given.dtype)
@@ -70,11 +77,11 @@ def _ball(images, eps, lower, upper, moved_by):
           f'images outside the box, in [{_least(given)}, {_most(given)}]: are they '
           'scaled to [0, 1]?')
   center = jnp.asarray(given.astype(dtype))
-  eps = _radius(eps, center)
+  eps = _radius(eps, center, each_entry)
   if given.dtype != dtype:
     moved = _above(moved_by(abs(given - given.astype(dtype))), dtype)
     moved = rounding.normal(moved, moved)[1]
-    eps = eps.reshape(-1, *(1,) * (moved.ndim - 1))
+    eps = eps.reshape(*eps.shape, *(1,) * (moved.ndim - eps.ndim))
     eps = jnp.where(moved > 0, rounding.up(eps + moved), eps)
   lower, upper = (jnp.broadcast_to(edge, center.shape) for edge in rounding.normal(
       _below(lower, dtype), _above(upper, dtype)))
@@ -131,16 +138,23 @@ def _above(values, dtype):
   return -_below(-values, dtype)
 
 
-def _radius(eps, center):
-  """float[B], rounded up; a subnormal one would count as none."""
+def _radius(eps, center, each_entry):
+  """float[B], or like the center, rounded up; a subnormal one would count as none."""
   if not isinstance(eps, jax.Array):
     eps = np.asarray(eps, np.float64)
-  if eps.shape not in ((), center.shape[:1]):
+  shape = center.shape[:1]
+  if each_entry and eps.ndim == center.ndim > 1 and all(
+      n in (1, m) for n, m in zip(eps.shape, center.shape)):
+    shape = center.shape
+  elif eps.shape not in ((), shape):
+    hint = (f' or one for each entry, with the {center.ndim} axes of the images'
+            if each_entry else
+            '; to keep entries as they are, cut them: lower = upper = images there')
     raise ConfigError(f'eps must be one number or one for each example, '
-                      f'({center.shape[0]},), got shape {eps.shape}')
+                      f'({center.shape[0]},){hint}; got shape {eps.shape}')
   _refuse(~(eps >= 0), f'eps must be >= 0, got {eps}')
   eps = _above(eps, center.dtype)
-  return jnp.broadcast_to(rounding.normal(eps, eps)[1], center.shape[:1])
+  return jnp.broadcast_to(rounding.normal(eps, eps)[1], shape)
 
 
 def _of(values):
@@ -155,6 +169,8 @@ def _refuse(wrong, message):
 
 
 def _value(function, *arrays):
+  if any(not a.size for a in arrays):
+    return None
   try:
     return float(function(*arrays))
   except jax.errors.ConcretizationTypeError:
@@ -170,4 +186,4 @@ def _most(values):
 
 
 def _largest(lower, upper):
-  return _value(lambda: (lower - upper).max())
+  return _value(lambda a, b: (a - b).max(), lower, upper)

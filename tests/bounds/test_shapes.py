@@ -91,7 +91,8 @@ def test_constants_are_exact():
 
 
 def test_no_example():
-  ball = jax.tree.map(lambda a: a[:0], bounds.linf_ball(X, 0.1, lower=-9.0, upper=9.0))
+  ball = bounds.linf_ball(X[:0], 0.1, lower=-9.0, upper=9.0)
+  assert bounds.box(X[:0], X[:0]).shape == bounds.l2_ball(X[:0], 1.0).shape == (0, 2, 3)
   for lower, upper, *_ in _bounds(lambda x: (x, x.sum(axis=1)), ball):
     assert [a.shape for a in (*lower, *upper)] == 2 * [(0, 2, 3), (0, 3)]
   spec = bounds.margins(np.zeros(0, int), 3)
@@ -117,3 +118,27 @@ def test_verify_returns_the_pytree():
 def test_other_inputs_are_refused(ball, message):
   with pytest.raises(ConfigError, match=message):
     bounds.ibp(lambda tree: tree, ball)
+
+
+def test_a_radius_for_each_entry():
+  eps = np.float32([[0.1, 0, 0.3], [0, 0.2, 0]])
+  ball = bounds.linf_ball(X, eps[None])
+  np.testing.assert_allclose(ball.upper - X, np.broadcast_to(eps, X.shape), atol=1e-6)
+  assert np.all((ball.upper == X) == (eps == 0))
+  with pytest.raises(ConfigError, match='for each entry'):
+    bounds.linf_ball(X, eps)
+  for ball in (bounds.l1_ball, bounds.l2_ball):
+    with pytest.raises(ConfigError, match='lower = upper = images'):
+      ball(X, eps[None])
+
+
+@pytest.mark.parametrize('make, order', [(bounds.l2_ball, 2), (bounds.l1_ball, np.inf)])
+def test_a_mask_is_a_cut(make, order):
+  """<w, x> over a ball of the entries that may change: their dual norm."""
+  may = np.float32([[1, 0, 1], [0, 1, 0]])
+  ball = make(X, 0.2, lower=np.where(may, -9, X), upper=np.where(may, 9, X))
+  w = np.float32(np.random.default_rng(5).normal(size=(2, 3)))
+  found, = _bounds(lambda x: jnp.sum(x * w, axis=(1, 2)), ball, ('crown',))
+  wanted = np.sum(X * w, axis=(1, 2)) + 0.2 * np.linalg.norm((w * may).ravel(), order)
+  assert np.all(found.upper >= wanted)
+  np.testing.assert_allclose(found.upper, wanted, rtol=1e-4, atol=1e-5)
