@@ -72,7 +72,8 @@ def power(rw: Rewriter, node: Node) -> Ref | None:
   known = concrete(exponent)
   if isinstance(base, Ref) and known is not None:
     values = np.unique(known)
-    if len(values) <= _MOST_EXPONENTS and np.all(np.abs(values) < 1e3):
+    exact = not node.folds or np.all(known == np.round(known))
+    if exact and len(values) <= _MOST_EXPONENTS and np.all(np.abs(values) < 1e3):
       return _by_exponent(rw, base, known, values, node)
   return _general(rw, base, exponent, node)
 

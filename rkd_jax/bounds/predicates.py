@@ -186,10 +186,18 @@ def _with_extreme(rw, value, other):
     if rw.same(same, value):
       return (value, rest) if found.name == 'max' else (rest, value)
   if isinstance(value, Ref) and isinstance(other, Ref):
-    inner = rw.node(rw.unbroadcast(other)[0], 'reduce_max')
-    if inner and inner.inputs[0] in (value, rw.unbroadcast(value)[0]):
-      return value, other
+    return (value, other) if _is_maximum(rw, value, other) else None
   return None
+
+
+def _is_maximum(rw, value, other):
+  """The axes of a maximum of `value` along some that lies, broadcast, beside it."""
+  core, dims = rw.unbroadcast(other)
+  inner, shape = rw.node(core, 'reduce_max'), rw.shape(value)
+  if not inner or inner.inputs[0] != value:
+    return None
+  axes = tuple(inner.params['axes'])
+  return axes if in_place(rw, other, dims, axes, shape) else None
 
 
 def _step(rw, node, name, left, right, **params):
@@ -220,14 +228,11 @@ def count(rw: Rewriter, node: Node) -> Ref | None:
   if not apart or test.params['strict'] or not is_uniform(test.constants[0], 0):
     return None
   value, largest = apart.inputs
-  axes = tuple(node.params['axes'])
   if not isinstance(value, Ref) or not isinstance(largest, Ref):
     return None
-  core, dims = rw.unbroadcast(largest)
-  inner = rw.node(core, 'reduce_max')
-  if (not inner or inner.inputs[0] != value or set(inner.params['axes']) != set(axes)
-      or rw.shape(value) != test.shape
-      or not in_place(rw, largest, dims, axes, test.shape)):
+  axes = _is_maximum(rw, value, largest)
+  if axes is None or set(axes) != set(node.params['axes']) or rw.shape(
+      value) != test.shape:
     return None
   total = rw.emit('reduce_sum', node.evaluate, node.inputs[0], params=node.params,
                   linear=True, like=node)

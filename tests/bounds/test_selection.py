@@ -200,6 +200,15 @@ def test_gradient_of_a_maximum(points):
   assert np.isfinite(found.upper).all() and np.isfinite(found.lower).all()
 
 
+def test_a_maximum_beside_other_rows_is_not_met_from_below(points):
+  """x == m only where they are equal: m is the maximum of a column's row here."""
+  fn = lambda x: jax.vmap(lambda v: jnp.where(
+      (m := v.reshape(2, 2)) == m.max(axis=1)[None], 1.0, 0.0).ravel())(x)
+  ball = bounds.linf_ball(jnp.array([[1.0, 2.0, 5.0, 7.0]]), 0.1)
+  lower, upper, *_ = bounds.ibp(fn, ball)
+  assert np.all(lower <= 0) and np.all(upper >= 0)
+
+
 def test_integers_made_of_tests_are_refused():
   for fn in (lambda x: jnp.sum(x > 0, axis=1, keepdims=True).astype(jnp.float32),
              lambda x: jnp.argmax(x, axis=1, keepdims=True).astype(jnp.float32)):
