@@ -38,7 +38,8 @@ class Line(NamedTuple):
 class Bounds(NamedTuple):
   """lower <= fn(x) <= upper for every x of the set; float[B, K] each.
 
-  With a specification: of its rows instead, [B, S].
+  With a specification: of its rows instead, [B, S]. Where `fn` returns another shape
+  [B, ...] or a pytree, so do these, and K stands for it.
 
   Attributes:
     lower: float[B, K].
