@@ -91,9 +91,8 @@ POWERS = {
 @pytest.mark.parametrize('name', POWERS)
 def test_powers(name, points):
   fn, reference, center = POWERS[name]
-  huge = True
   methods = METHODS if name in ('x * x * x', 'cbrt') else ('ibp', 'crown')
-  check(fn, reference, center, points, SCALES if huge else SCALES[:4], methods)
+  check(fn, reference, center, points, SCALES, methods)
 
 
 def test_a_product_of_equal_factors_is_a_power():
