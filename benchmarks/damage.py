@@ -5,7 +5,8 @@
 Finished and half-finished runs of `kills.py` (those killed at a random operation) get one
 flipped bit, or are cut, in one file drawn at random; TensorBoard's, which nothing reads,
 are left alone. The same command then ends with the files of the undisturbed run, or says
-in one line which file is wrong. Whatever is neither is printed, and the exit code is 1.
+in one line which file is wrong, or does not use the file (a checkpoint of a finished run,
+checked when it is needed). All else is printed, and the exit code is 1.
 """
 
 import argparse
@@ -81,20 +82,22 @@ def main():
       done = damage(file, chance)
       code, _, shown = runner.run(name, run)
       named = names_it(shown, run, file)
+      unused = False
       try:
         same = not kills.differences(wanted, kills.content(run))
       except Exception as error:  # What is damaged still is.
         same = False
+        unused = 'checkpoints' in file.parts and code == 0 and not shown.count('warning')
         shown += f'\n{error!r}'
       clean = 'Traceback' not in shown
       kind = ('healed' if code == 0 and same else
-              'named' if named and clean else 'SILENT')
+              'unused' if unused else 'named' if named and clean else 'SILENT')
       if code and len([line for line in shown.splitlines() if 'rkd: ' in line
                        and 'warning' not in line]) != 1:
         kind = 'NOT ONE LINE'
       table['finished' if finished else 'half-finished'][kind] += 1
       table[name][kind] += 1
-      if kind not in ('healed', 'named') or not clean:
+      if kind not in ('healed', 'unused', 'named') or not clean:
         wrong.append({'command': name, 'file': str(file.relative_to(run)), 'done': done,
                       'finished': finished, 'code': code, 'shown': shown[-1500:]})
         print(wrong[-1], flush=True)

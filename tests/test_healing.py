@@ -64,7 +64,7 @@ def cut(path):
 def edit(path):
   """Another value that is just as plausible, in the same format."""
   content = bytearray(path.read_bytes())
-  place = content.find(b'0') if path.suffix == '.json' else len(content) // 2 + 100
+  place = content.find(b'0') if 'json' in path.suffix else len(content) // 2 + 100
   content[place] ^= 1
   path.write_bytes(content)
 
@@ -96,6 +96,13 @@ def test_the_same_command_makes_good_what_a_finished_run_lost(
     named = {cut: 'tables/detox.json', edit: 'tables/detox.json',
              exchange: 'weights/student-last.safetensors'}[damage]
     assert named in said
+
+
+def test_a_changed_line_of_metrics_is_named(finished, tmp_path):
+  run = shutil.copytree(finished[0], tmp_path / 'run')
+  edit(run / 'teachers' / 'poisoned' / 'metrics.jsonl')
+  with pytest.warns(UserWarning, match='poisoned/metrics.jsonl: damaged.* in line 1'):
+    rkd.run(finished[1], run)
 
 
 @pytest.mark.parametrize('damage', [cut, edit])

@@ -51,6 +51,7 @@ def is_whole(workdir: pathlib.Path) -> bool:
   found = files.stored_json(workdir / DONE)
   if found is None:
     return False
+  files.read_lines(workdir / 'metrics.jsonl')  # Names its damaged lines.
   noted = found.get('weights') or {'student-best': None, 'student-last': None}
   for name, digest in noted.items():
     file = workdir / 'weights' / f'{name}.safetensors'
