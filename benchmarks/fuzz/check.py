@@ -20,7 +20,7 @@ from rkd_jax.errors import ConfigError, UnsupportedPrimitiveError
 from . import programs, reference, regions
 
 CASES = 40  # Of one chain.
-BATCH, POINTS, ROUNDS = 12, 24, 2
+BATCH, POINTS, ROUNDS = 32, 24, 2
 ALPHA_STEPS = 2
 METHODS = {
     'ibp': bounds.ibp, 'crown_ibp': bounds.crown_ibp, 'crown': bounds.crown,
@@ -80,9 +80,20 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A program, its sets and the first points of each."""
+  """A program, its sets and the first points of each.
 
+  Attributes:
+    number: within the chain.
+    weights: of the program.
+    spec: (C, d) if linear functions C y + d of the outputs are bounded, or None.
+    region: the sets.
+    x: points [S, B, ...].
+    rng: for further ones.
+  """
+
+  number: int
   weights: dict
+  spec: tuple | None
   region: regions.Region
   x: np.ndarray
   rng: np.random.Generator
@@ -92,17 +103,19 @@ class Chain:
   """A chain of steps with all of its cases.
 
   Args:
-    seed, index: of whatever is drawn.
+    seed: of whatever is drawn; the expressions that come alone begin with others.
+    index: of the chain.
   """
 
   def __init__(self, seed: int, index: int):
     self.seed, self.index = seed, index
     rng = np.random.default_rng([seed, index])
-    self.program = programs.draw(rng)
+    self.program = programs.draw(rng, index + 30 * seed)
     self.methods = GROUPS[rng.choice(len(GROUPS), p=[0.4, 0.4, 0.2])]
     self.kind = regions.KINDS[rng.integers(len(regions.KINDS))]
     self.traced = rng.uniform() < 0.8
-    self.refused = False
+    self.rows = rng.uniform() < 0.2
+    self.refused = self.compared = False
     self._compiled = None
 
   def case(self, number: int) -> Case:
@@ -110,21 +123,30 @@ class Chain:
     rng = np.random.default_rng([self.seed, self.index, number])
     region = regions.draw(rng, self.kind, (BATCH, *self.program.shape))
     x = regions.points(rng, region, POINTS)
-    if number and not self.traced:
-      return Case(self.case(0).weights, region, x, rng)
     weights = {}
 
     def weigh(step, now):
-      size = np.abs(now[np.isfinite(now) & (now != 0)])
-      size = np.median(size) if size.size else 1
-      weights.update(programs.weigh(rng, step, float(np.clip(size, 1e-300, 1e300))))
+      weights.update(programs.weigh(rng, step, _size(now)))
 
-    self._walk(weights, x, weigh)
-    return Case(weights, region, x, rng)
+    if number and not self.traced:
+      weights = self.case(0).weights
+    y = self._walk(weights, x, weigh if not weights else lambda step, now: None)
+    return Case(number, weights, self._spec(rng, y), region, x, rng)
 
-  def true(self, weights: dict, x: np.ndarray) -> np.ndarray:
-    """Outputs [S, B, K] at points [S, B, ...]; NaN where the program has no value."""
-    return self._walk(weights, x)
+  def _spec(self, rng, y):
+    if not self.rows:
+      return None
+    matrix = rng.normal(size=(BATCH, 2, y.shape[2])) * 10**rng.uniform(-3, 3)
+    constant = rng.normal(size=(BATCH, 2)) * rng.choice([0, 1, min(_size(y), 1e37)])
+    return matrix.astype(np.float32), constant.astype(np.float32)
+
+  def true(self, case: Case, x: np.ndarray) -> np.ndarray:
+    """What is bounded, [S, B, K], at points [S, B, ...]; NaN where it has no value."""
+    y = self._walk(case.weights, x)
+    if case.spec is None:
+      return y
+    matrix, constant = (part.astype(Real) for part in case.spec)
+    return np.einsum('bsk,nbk->nbs', matrix, y) + constant
 
   def _walk(self, weights, x, before=lambda step, now: None):
     values, now = [], x.reshape(-1, *x.shape[2:])
@@ -135,21 +157,28 @@ class Chain:
                   programs.before(values))
     return now.reshape(*x.shape[:2], -1)
 
-  def bound(self, weights: dict, ball) -> dict:
+  def bound(self, case: Case, ball) -> dict:
     """Method -> (lower, upper)."""
     if self._compiled is None:
       program = self.program if self.traced else (
-          lambda _, x: self.program(weights, x))
-      self._compiled = jax.jit(lambda w, ball: {
-          name: METHODS[name](functools.partial(program, w), ball)[:2]
+          lambda _, x: self.program(case.weights, x))
+      self._compiled = jax.jit(lambda w, ball, spec: {
+          name: METHODS[name](functools.partial(program, w), ball,
+                              spec and bounds.Spec(*spec))[:2]
           for name in self.methods})
-    found = self._compiled(weights if self.traced else {}, ball)
+    found = self._compiled(case.weights if self.traced else {}, ball, case.spec)
     return {name: [np.asarray(side, Real) for side in pair]
             for name, pair in found.items()}
 
   def rules(self, weights, ball) -> set:
     graph = read(functools.partial(self.program, weights), ball)
     return {node.name for node in graph.nodes}
+
+
+def _size(values):
+  """About how large they are."""
+  size = np.abs(values[np.isfinite(values) & (values != 0)])
+  return float(np.clip(np.median(size) if size.size else 1, 1e-300, 1e300))
 
 
 def _real(step, weights, x, e):
@@ -164,32 +193,40 @@ def _jaxpr(step, shape):
   return jax.make_jaxpr(step)(weights, abstract(shape), abstract(shape))
 
 
-def run(seed: int, first: int, count: int, report=lambda failure: None,
-        only: bool = False) -> Tally:
-  """Cases from number `first` on, until `count` sets of bounds were compared.
+def run(seed: int, first: int, count: int, every: int = 1,
+        report=lambda failure: None) -> Tally:
+  """Cases from number `first` on, until so many programs were compared.
 
   Args:
     seed: of whatever is drawn.
     first: number of the first case.
     count: programs to compare; refused ones do not count.
+    every: of the chains after the first one, each of this number is taken.
     report: is called with every `Failure`, at most one a chain, kind and method.
-    only: stop after the case `first`, whatever became of it.
   """
-  tally, number, chain = Tally(), first, None
-  while tally.programs < count and not (only and number > first):
-    index, case = divmod(number, CASES)
-    if chain is None or chain.index != index:
-      chain, seen = Chain(seed, index), set()
-    failures = list(_case(chain, case, tally))
-    for failure in failures:
-      if (failure.kind, failure.method) not in seen:
-        seen.add((failure.kind, failure.method))
-        failure = shorter(chain, case, failure)
-        failure.number = number
-        tally.failures.append(failure)
-        report(failure)
-    over = failures and failures[0].kind in ('crash', 'mixing')
-    number = (index + 1) * CASES if over or chain.refused else number + 1
+  tally, (index, case) = Tally(), divmod(first, CASES)
+  while tally.programs < count:
+    chain, seen = Chain(seed, index), set()
+    while case < CASES and tally.programs < count and not chain.refused:
+      for failure in list(_case(chain, case, tally)):
+        if (failure.kind, failure.method) not in seen:
+          seen.add((failure.kind, failure.method))
+          tally.failures.append(shorter(chain, case, failure))
+          report(tally.failures[-1])
+      case += 1
+    index, case = index + every, 0
+    if tally.chains % 20 == 0:  # Compiled programs would fill the memory.
+      jax.clear_caches()
+  return tally
+
+
+def only(seed: int, number: int, report=lambda failure: None) -> Tally:
+  """The case of this number, whatever becomes of it."""
+  tally, (index, case) = Tally(), divmod(number, CASES)
+  chain = Chain(seed, index)
+  for failure in _case(chain, case, tally):
+    tally.failures.append(shorter(chain, case, failure))
+    report(tally.failures[-1])
   return tally
 
 
@@ -199,25 +236,29 @@ def _case(chain, number, tally):
   tell = functools.partial(_failure, chain, case)
   try:
     ball = case.region.build()
-    found = chain.bound(case.weights, ball)
+    found = chain.bound(case, ball)
   except (UnsupportedPrimitiveError, ConfigError) as error:
     chain.refused = True
     tally.refused[('mixes: ' if chain.program.mixes else '') + _reason(error)] += 1
     return
   except Exception as error:  # Whatever is no refusal is a fault.
+    chain.refused = True
     yield tell('crash', chain.methods[0], 0, f'{type(error).__name__}: {error}'[:500])
     return
   if chain.program.mixes:
+    chain.refused = True
     yield tell('mixing', chain.methods[0], 0, 'a function of the whole batch')
     return
-  tally.chains += not number
-  tally.programs += chain.traced or not number
+  first = not chain.compared
+  tally.chains += first
+  tally.programs += chain.traced or first
+  chain.compared = True
   tally.sets += BATCH
   finite = {name: np.isfinite(lower) & np.isfinite(upper)
             for name, (lower, upper) in found.items()}
   tally.outputs += sum(f.size for f in finite.values())
   tally.finite += sum(int(f.sum()) for f in finite.values())
-  if not number and all(f.any() for f in finite.values()):
+  if first and all(f.any() for f in finite.values()):
     tally.rules.update(chain.rules(case.weights, ball))
   yield from compare(chain, case, found, tally, tell)
 
@@ -235,7 +276,7 @@ def compare(chain, case, found, tally, tell):
       yield tell('NaN', name, example, f'[{lower[example]}, {upper[example]}]')
   x, wrong = case.x, set()
   for last in [False] * (ROUNDS - 1) + [True]:
-    y = chain.true(case.weights, x)
+    y = chain.true(case, x)
     tally.samples += y.shape[0] * y.shape[1]
     tally.undefined += int(np.isnan(y).any(2).sum())
     for name, (lower, upper) in found.items():
@@ -261,7 +302,7 @@ def _search(case, x, y):
 
 def shorter(chain, number, failure):
   """The same failure by the first steps of the chain alone, if they have it."""
-  if failure.kind not in ('violation', 'NaN'):
+  if failure.kind not in ('violation', 'NaN') or chain.rows:
     return failure
   case = chain.case(number)
   for length in range(1, len(chain.program.steps)):
@@ -269,7 +310,7 @@ def shorter(chain, number, failure):
     first.methods = (failure.method,)
     first.program = dataclasses.replace(
         chain.program, steps=chain.program.steps[:length])
-    found = first.bound(case.weights, case.region.build())
+    found = first.bound(case, case.region.build())
     for other in compare(first, case, found, Tally(),
                          functools.partial(_failure, first, case)):
       if other.kind == failure.kind:
@@ -279,7 +320,10 @@ def shorter(chain, number, failure):
 
 def _failure(chain, case, kind, method, example, message):
   steps = f', steps={ALPHA_STEPS}' if method == 'alpha_crown' else ''
-  call = f'B.{method}(lambda x: fn(w, x), ball{steps})'
+  spec = '' if case.spec is None else ', B.Spec({})'.format(', '.join(
+      f'jnp.array([{regions.literal(part[example])}], jnp.float32)'
+      for part in case.spec))
+  call = f'B.{method}(lambda x: fn(w, x), ball{spec}{steps})'
   call = (f'jax.jit(lambda w, ball: {call})(w, ball)' if chain.traced else
           f'jax.jit(lambda ball: {call})(ball)')
   used = {i for step in chain.program.steps for i in step.weights}
@@ -288,4 +332,4 @@ def _failure(chain, case, kind, method, example, message):
   text = '\n'.join([chain.program.source(), '', f'w = {{{weights}}}',
                     f'ball = {case.region.source(example)}', f'print({call})',
                     *('# ' + line for line in message.splitlines())])
-  return Failure(number=-1, kind=kind, method=method, text=text)
+  return Failure(chain.index * CASES + case.number, kind, method, text)

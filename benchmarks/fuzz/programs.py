@@ -85,39 +85,54 @@ def _words(text):
   return ''.join(c if c.isalnum() or c in '_.' else ' ' for c in text).split()
 
 
-def draw(rng: np.random.Generator) -> Program:
-  """A program without its weights."""
-  depth = int(rng.choice(np.arange(1, 9), p=DEPTHS))
-  steps, count = [], 0
-  shape = (int(rng.integers(2, WIDEST)),)
-  mixes = rng.uniform() < 0.02
-  if rng.uniform() < 0.1:
-    shape = (3, 4, 2)
-  x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  values, start = [], shape
-  kinds, odds = zip(*templates.KINDS.items())
-  odds = np.array([o for _, o in odds], float)
+def draw(rng: np.random.Generator, index: int) -> Program:
+  """The program of this index, without its weights.
+
+  Two of three are the next expression of `templates` alone.
+  """
+  depth, given = int(rng.choice(np.arange(1, 9), p=DEPTHS)), None
+  if index % 3:
+    depth, given = 1, _ALL[(index // 3 * 2 + index % 3 - 1) % len(_ALL)]
+  mixes = given in templates.MIXING or (given is None and rng.uniform() < 0.02)
+  image = given in templates.IMAGES or (given is None and rng.uniform() < 0.1)
+  start = (3, 4, 2) if image else (int(rng.integers(2, WIDEST)),)
+  x, steps, values = jax.ShapeDtypeStruct((1, *start), jnp.float32), [], []
   while len(steps) < depth:
-    table = templates.KINDS[kinds[rng.choice(len(kinds), p=odds / odds.sum())]][0]
-    if len(x.shape) == 4:
-      table = templates.IMAGES
-    elif mixes and len(steps) == depth // 2:
-      table = templates.MIXING
-    template = table[rng.integers(len(table))]
-    step = _fill(rng, template, x.shape[-1], count)
-    weights = {i: jax.ShapeDtypeStruct(s, jnp.float32)
-               for i, (_, s) in step.weights.items()}
-    try:
-      out = jax.eval_shape(step, weights, x, before([*values, x]))
-    except (ValueError, TypeError, IndexError):  # Too narrow a value, for example.
-      continue
-    if out.shape[0] != 1 or out.ndim != 2 or not 0 < out.shape[1] <= 2 * WIDEST:
-      continue
-    values.append(x)
-    x = out
-    steps.append(step)
-    count += len(step.weights)
+    template = given if given and not steps else _template(
+        rng, image and not steps, mixes and not given and len(steps) == depth // 2)
+    step = _fill(rng, template, x.shape[-1], sum(len(s.weights) for s in steps))
+    found = _shape(step, x, before([*values, x]))
+    if found is None and template == given:  # For wider values.
+      x = jax.ShapeDtypeStruct((1, x.shape[1] + 1), jnp.float32)
+      start = x.shape[1:]
+    if found is not None:
+      values.append(x)
+      steps.append(step)
+      x = found
   return Program(tuple(steps), start, mixes)
+
+
+_ALL = tuple(t for table, _ in templates.KINDS.values() for t in table) + (
+    *templates.IMAGES, *templates.MIXING)
+
+
+def _template(rng, image, mixes):
+  tables, odds = zip(*templates.KINDS.values())
+  table = tables[rng.choice(len(tables), p=np.array(odds) / sum(odds))]
+  table = templates.IMAGES if image else templates.MIXING if mixes else table
+  return table[rng.integers(len(table))]
+
+
+def _shape(step, x, e):
+  """Of the value after a step, None where it does not fit."""
+  weights = {i: jax.ShapeDtypeStruct(s, jnp.float32)
+             for i, (_, s) in step.weights.items()}
+  try:
+    out = jax.eval_shape(step, weights, x, e)
+  except (ValueError, TypeError, IndexError):  # Too narrow a value, for example.
+    return None
+  fits = out.shape[0] == 1 and out.ndim == 2 and 0 < out.shape[1] <= 2 * WIDEST
+  return out if fits else None
 
 
 def _fill(rng, template, n, count):

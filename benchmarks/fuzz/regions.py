@@ -126,7 +126,7 @@ def points(rng: np.random.Generator, region: Region, count: int) -> np.ndarray:
   low, high = region.hull()
   inner = region.inner()
   shape = (count, *low.shape)
-  far = 10**rng.uniform(-38, 38, shape)
+  far = 10**rng.uniform(-38, 60, shape)  # No float32 is the end of an infinite set.
   low = np.where(np.isfinite(low), low, np.minimum(inner, high) - far)
   high = np.where(np.isfinite(high), high, np.maximum(inner, low) + far)
   where = rng.uniform(size=shape)

@@ -11,29 +11,27 @@ from rkd_jax.report import provenance
 
 from . import check
 
-APART = 10**6  # Between the numbers of the first cases of two workers.
-
 
 def main(count: int, seed: int, workers: int, only: int | None) -> int:
   """Compares `count` programs; the exit code: whether anything was found."""
   start = time.monotonic()
   if only is not None:
-    tally = check.run(seed, only, 1, told, only=True)
+    tally = check.only(seed, only, told)
+  elif workers == 1:
+    tally = check.run(seed, 0, count, report=told)
   else:
-    shares = [count // workers + (w < count % workers) for w in range(workers)]
-    firsts = [w * APART for w in range(workers)]
-    run = functools.partial(check.run, seed, report=told)
-    tally = total(_mapped(run, firsts, shares))
+    share = functools.partial(_share, seed, count, workers)
+    fresh = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(workers, fresh) as pool:
+      tally = total(list(pool.map(share, range(workers))))
   print(summary(tally, time.monotonic() - start))
   return int(bool(tally.failures))
 
 
-def _mapped(run, firsts, counts):
-  if len(firsts) == 1:
-    return [run(firsts[0], counts[0])]
-  fresh = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(len(firsts), fresh) as pool:
-    return list(pool.map(run, firsts, counts))
+def _share(seed, count, workers, worker):
+  """What one of several processes does: every chain of this number."""
+  mine = count // workers + (worker < count % workers)
+  return check.run(seed, worker * check.CASES, mine, workers, told)
 
 
 def told(failure: check.Failure):

@@ -22,6 +22,14 @@ def real(fn, *args):
   return reference.evaluate(jax.make_jaxpr(fn)(*abstract), *args)[0]
 
 
+@pytest.mark.parametrize('first', [256 * check.CASES, 502 * check.CASES])
+def test_random_programs(first):
+  tally = check.run(0, first, 40)
+  assert not tally.failures, '\n\n'.join(f.text for f in tally.failures)
+  assert tally.programs == 40 and tally.samples > 50_000
+  assert tally.finite > 0.5 * tally.outputs
+
+
 @pytest.mark.slow
 def test_random_programs_of_every_rule():
   tally = check.run(1, 0, 3000)
@@ -118,22 +126,24 @@ def chain(text, method, mixes=False):
   found = check.Chain(0, 0)
   step = programs.Step(text, {})
   found.program = programs.Program((step,), (3,), mixes)
-  found.methods, found.kind = (method,), 'linf_ball'
+  found.methods, found.kind, found.rows = (method,), 'linf_ball', False
   return found
 
 
 def damaged(change):
-  def method(fn, ball):
+  def method(fn, ball, spec):
+    del spec
     found = bounds.ibp(fn, ball)
     return change(found.lower, found.upper)
   return method
 
 
 @pytest.mark.parametrize('kind,change', [
+    (None, lambda low, high: (low, high)),
     ('violation', lambda low, high: (low, high - 0.01 * (high - low))),
     ('violation', lambda low, high: (low + 0.01 * (high - low), high)),
     ('violation', lambda low, high: (low, jnp.minimum(high, jnp.finfo(low.dtype).max))),
-    ('NaN', lambda low, high: (low, jnp.where(high > 1e3, jnp.nan, high))),
+    ('NaN', lambda low, high: (low, jnp.where(jnp.isinf(high), jnp.nan, high))),
     ('crash', lambda low, high: low.no_such_attribute)])
 def test_faults_are_found(monkeypatch, kind, change):
   monkeypatch.setitem(check.METHODS, 'ibp', damaged(change))
@@ -147,3 +157,11 @@ def test_faults_are_found(monkeypatch, kind, change):
   if kind:
     text = next(f.text for f in found if f.kind == kind)
     exec(text, {'jax': jax, 'jnp': jnp, 'np': np, 'B': bounds})  # It is Python.
+
+
+def test_functions_of_a_whole_batch_are_refused():
+  tally = check.Tally()
+  for text in templates.MIXING:
+    one = chain(text.replace('$v', '2.'), 'ibp', mixes=True)
+    assert list(check._case(one, 0, tally)) == [], text
+  assert sum(tally.refused.values()) == len(templates.MIXING)
