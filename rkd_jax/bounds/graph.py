@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rkd_jax.errors import UnsupportedPrimitiveError
 
@@ -73,10 +74,16 @@ class Node:
     return tuple(i for i in self.inputs if not isinstance(i, Ref))
 
   def __call__(self, *bounded: jax.Array) -> jax.Array:
-    """The equation, at these values of the bounded operands."""
+    """The equation, at these values of the bounded operands.
+
+    XLA would rewrite (x * c) * d as x * (c * d) for constants, whose product may be
+    zero or infinite where the bounds counted on two roundings. Behind a barrier it does
+    not know that they are constants.
+    """
     values = iter(bounded)
     return self.evaluate(*(
-        next(values) if isinstance(i, Ref) else i for i in self.inputs))
+        next(values) if isinstance(i, Ref)
+        else lax.optimization_barrier(i) if is_float(i) else i for i in self.inputs))
 
   def with_constants(self, change: Callable[[Any], Any]) -> 'Node':
     """The same equation with its floating-point constants changed."""
