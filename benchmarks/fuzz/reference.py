@@ -25,7 +25,8 @@ def evaluate(closed, *args):
 
 def _run(jaxpr, consts, args):
   env = dict(zip([*jaxpr.constvars, *jaxpr.invars], map(_real, [*consts, *args])))
-  read = lambda v: _real(v.val) if isinstance(v, jex.Literal) else env[v]
+  read = lambda v: (_real(np.asarray(v.val, v.aval.dtype))
+                    if isinstance(v, jex.Literal) else env[v])
   for eqn in jaxpr.eqns:
     results = _equation(eqn, [read(v) for v in eqn.invars])
     env.update(zip(eqn.outvars, results))

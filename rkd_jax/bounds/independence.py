@@ -26,7 +26,7 @@ from rkd_jax.bounds.places import (
   joined,
   moved,
 )
-from rkd_jax.bounds.tracing import CALLS, inner
+from rkd_jax.bounds.tracing import CALLS, inner, scan_counts
 from rkd_jax.errors import ConfigError
 
 # Name of an equation -> of the parameter with the axes that it works along.
@@ -96,7 +96,8 @@ def _follow(jaxpr, args, caller):
 
 
 def _scan(p, places, where):
-  consts, carry = p['num_consts'], p['num_consts'] + p['num_carry']
+  consts, count = scan_counts(p)
+  carry = consts + count
   body = p['jaxpr'].jaxpr
   given = [*places[:carry], *(_shifted(q, -1) for q in places[carry:])]
   for _ in range(2):  # What the first step puts into the carry, the second reads.
@@ -104,7 +105,6 @@ def _scan(p, places, where):
     given = [*given[:consts], *(
         a if a is not None else b for a, b in zip(given[consts:carry], out)),
         *given[carry:]]
-  count = p['num_carry']
   return [*out[:count], *(_shifted(q, 1) for q in out[count:])]
 
 

@@ -156,3 +156,18 @@ def test_exp_beyond_the_largest_number(method):
   found = jax.jit(functools.partial(METHODS[method], fn), compiler_options=QUICK)(
       bounds.box(jnp.array([[99.0]]), jnp.array([[100.0]])))
   assert found.lower[0, 0] <= 1e-30 * np.exp(99) and found.upper[0, 0] == np.inf
+
+
+@pytest.mark.parametrize('first, then, back, x', [
+    ('times', 1e-30, 1e33, 2e25), ('over', 1e38, 1e-30, 2.), ('times', 1e30, 1e-30, 2.)])
+def test_constants_are_not_multiplied_with_each_other(first, then, back, x):
+  """XLA knows constants under jit: 1e-30 * 1e-30 is 0, 1e30 * 1e30 is infinite, and 1 /
+  2e38 is subnormal."""
+  then, back = np.float32(then), np.float32(back)
+  start = {'times': lambda x: x * then, 'over': lambda x: x / np.float32(2e38)}[first]
+  fn = lambda x: jax.nn.relu(start(x) * then) * back
+  x = np.array([[-x, x]], np.float32)
+  truth = np.maximum(start(x.astype(np.longdouble)), 0) * np.longdouble(then) * back
+  for method in ('crown_ibp', 'forward'):
+    found = jax.jit(lambda b, method=method: METHODS[method](fn, b))(bounds.box(x, x))
+    contained(found, truth[None], room=truth * _ULP)
