@@ -43,6 +43,8 @@ def alone(method, **more):
     (alone('adba', adba={'target': 10}), 'adba.target 10 is no class'),
     ({**alone('certified'), 'model': 'resnet8'}, 'statistics of BatchNorm'),
     ({**taught(method='cfd'), 'model': 'resnet8'}, 'statistics of BatchNorm'),
+    (alone('certified', dtype='bfloat16'), 'computes in bfloat16 .* dtype=float32'),
+    (taught(method='cfd', dtype='float16'), 'computes in float16 .* dtype=float32'),
     ({**alone('standard'), 'model': 'resnet999998'}, 'depth must be at most'),
     ({**alone('standard'), 'model': 'resnet99999999'}, 'more than six digits'),
     ({**alone('standard'), 'model': 'mlp_999999'}, 'every width must be .* <= 65536'),

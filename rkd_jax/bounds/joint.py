@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rkd_jax.bounds import rounding
 from rkd_jax.bounds.crown import Bounds, Spec
 from rkd_jax.bounds.sets import InputSet
 
@@ -49,11 +50,15 @@ def logit_gaps(teacher: Classifier, student: Classifier, ball: InputSet,
     method: `ibp`, `crown_ibp`, ...
   """
   size = jax.eval_shape(student, jax.ShapeDtypeStruct(ball.shape, ball.dtype)).shape[1]
-  centered = np.eye(size) - 1 / size  # d_c less the mean of d.
+  # d_c less the mean of d, nearly: this share of the sum is exact in float32, as is one
+  # less it, so differences of two rows are those of d.
+  centered = np.eye(size) - round(2**20 / size) / 2**20
   spec = Spec(jnp.broadcast_to(jnp.asarray(centered, ball.dtype),
                                (ball.shape[0], size, size)),
               jnp.zeros((ball.shape[0], size), ball.dtype))
   found = method(lambda x: teacher(x) - student(x), ball, spec)
   most = jnp.max(found.upper, axis=1, keepdims=True)
   least = jnp.min(found.lower, axis=1, keepdims=True)
-  return jnp.maximum(most - found.lower, found.upper - least)
+  gaps = jnp.maximum(most - found.lower, found.upper - least)
+  return (gaps * (1 + 4 * rounding.unit_roundoff(ball.dtype))  # Of the two differences.
+          + rounding.tiny(0, ball.dtype))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rkd_jax import data, detox, distill, sections, settings
 from rkd_jax.distill.method import Batch, Method
-from rkd_jax.errors import ConfigError, unknown_name
+from rkd_jax.errors import ConfigError, UnsupportedPrimitiveError, unknown_name
 from rkd_jax.evaluation import robustness
 from rkd_jax.models.network import BoundNetwork, Network
 from rkd_jax.stages import backdoor, build, detoxify
@@ -100,11 +100,15 @@ def _check_networks(config, method, dataset, teacher_models):
       teacher = build.make_network(teacher_models[role], dataset, config.dtype)
       detox.check(config.detox.method, config.detox.options, teacher,
                   _abstract(teacher, dataset.image_shape), dataset.image_shape)
-  if method.attach is not None:
-    _check_pair(config.method, config[config.method].to_json(), config.attack.to_json(),
-                student, dataset.image_shape, tuple(
-                    (role, build.make_network(model, dataset, config.dtype))
-                    for role, model in teacher_models.items()))
+  # Methods that compute certified bounds refuse other types than float32.
+  if method.attach is not None or config.dtype != 'float32':
+    teachers = tuple((role, build.make_network(model, dataset, config.dtype))
+                     for role, model in teacher_models.items())
+    try:
+      _check_pair(config.method, config[config.method].to_json(),
+                  config.attack.to_json(), student, dataset.image_shape, teachers)
+    except UnsupportedPrimitiveError as error:
+      raise ConfigError(f'config.method {config.method!r}: {error}') from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,13 +131,15 @@ def _check_pair(name: str, options: str, threat: str, student: Network,
 def _one_step(method: Method, student: Network, teachers, shape):
   """The loss of two images, to be traced: refuses networks that do not fit."""
   key = jax.random.key(0)
-  attached = method.attach(student, teachers, shape)
-  variables = attached.init(key, attached.network.init(key, shape))
-  memory = (method.init_memory(teachers) if attached.init_memory is None
-            else attached.init_memory(key))
+  network, variables, init_memory = student, student.init(key, shape), None
+  if method.attach is not None:
+    attached = method.attach(student, teachers, shape)
+    network, init_memory = attached.network, attached.init_memory
+    variables = attached.init(key, network.init(key, shape))
+  memory = method.init_memory(teachers) if init_memory is None else init_memory(key)
   batch = Batch(
       image=jnp.zeros((2, *shape)), label=jnp.zeros(2, jnp.int32),
       key=jax.random.split(key), step=jnp.int32(0), epoch=jnp.int32(0),
       progress=jnp.float32(0))
   return method.phases[0][1](
-      BoundNetwork(attached.network, variables), teachers, memory, batch).loss
+      BoundNetwork(network, variables), teachers, memory, batch).loss
