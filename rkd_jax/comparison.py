@@ -48,7 +48,6 @@ def run(config: Any, workdir: str | pathlib.Path) -> dict:
     experiment.check_teachers(sub)
   with locks.hold(workdir):
     configuration.claim(workdir, config)
-    files.sweep(workdir)
     return _write(config, workdir, _records(plans))
 
 

@@ -15,6 +15,8 @@ from rkd_jax.errors import ConfigError
 # Stands in `teachers.*.run` for the directory of the run whose config it is.
 WORKDIR = '{workdir}'
 FILE = 'config.json'  # In the directory of a run.
+# What a run makes once that file is there, and continues from or returns.
+_MADE = ('checkpoints', 'weights', 'tables', 'detox')
 _REMEDY = ('put it back from a copy (the line "digest" may be deleted to take the file '
            'as it is), or start over in another directory')
 INPUTS = 'inputs'  # In that file: digests of what the run was made from.
@@ -213,7 +215,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Writes `config.json`, or checks that the directory is of this config.
 
   Raises:
-    ConfigError: the directory holds a run of another config, or other files.
+    ConfigError: the directory holds a run of another config, or one of which no config
+      is there.
   """
   path = workdir / FILE
   wanted = to_dict(config)
@@ -224,6 +227,11 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
           f'{workdir} holds a run with another config: {"; ".join(keys)}. '
           'Use another --workdir, or delete that one to start over')
     return
+  found = [name for name in _MADE if (workdir / name).exists()]
+  if found:
+    raise ConfigError(
+        f'{workdir} holds {" and ".join(found)}, but no {FILE} that says of which '
+        f'config they are: put {FILE} back, or use another --workdir')
   files.write_json(path, wanted)
 
 

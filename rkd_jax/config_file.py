@@ -47,6 +47,8 @@ def read(spec: str) -> Any:
 def _split(spec: str) -> tuple[pathlib.Path, str]:
   """(the file, the variant); raises ConfigError where there is no such file."""
   path, _, variant = spec.rpartition(':')
+  if '/' in variant:  # No variant, but part of the path.
+    path = ''
   for name, chosen in ((spec, ''), (path, variant)):
     try:
       file = pathlib.Path(name).expanduser()

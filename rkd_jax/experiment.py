@@ -60,7 +60,6 @@ def run_checked(config, workdir: pathlib.Path, progress) -> dict:
   """
   with locks.hold(workdir):
     configuration.claim(workdir, config)
-    files.sweep(workdir)
     return _run(config, workdir, progress)
 
 

@@ -24,8 +24,11 @@ from rkd_jax.errors import CheckpointError, ConfigError
 
 DIGEST = 'digest'  # The key of a JSON file and the metadata entry of a weight file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What a killed writer leaves: `<name>.<pid>.partial`, of old versions `<name>.partial`.
-_LEFTOVERS = ('.partial', '.tmp')
+# Where a run writes, and what a killed writer leaves there: `<name>.<pid>.partial`, and
+# `<name>.partial` or `.tmp...` of older versions.
+_ROOMS = ('backdoor', 'detox', 'figures', 'images', 'tables', 'weights')
+_OF_RUN = re.compile(r'(config|metrics|report)(\.jsonl?\.\d+)?\.partial')
+_OF_ROOM = re.compile(r'.+\.(partial|tmp)|\.tmp.*')
 
 
 def local_path(value: str | os.PathLike, what: str) -> pathlib.Path:
@@ -36,10 +39,12 @@ def local_path(value: str | os.PathLike, what: str) -> pathlib.Path:
     what: Name of the option, for the error.
 
   Raises:
-    ConfigError: The path is the address of an object store, such as gs://bucket, or its
-      `~` stands for a home directory that does not exist.
+    ConfigError: The path is empty or the address of an object store, such as
+      gs://bucket, or its `~` stands for a home directory that does not exist.
   """
   text = os.fspath(value)
+  if not text:  # As of `--workdir=$UNSET`; it would be the current directory.
+    raise ConfigError(f"{what} is empty; '.' is the current directory")
   scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]+):/', text)
   if scheme:
     raise ConfigError(
@@ -94,6 +99,8 @@ def _advice(error: OSError) -> str:
             'room, the same command continues')
   if isinstance(error, PermissionError) or error.errno == errno.EROFS:
     return f'{reason}; choose a directory that you may write to'
+  if isinstance(error, FileExistsError | NotADirectoryError):
+    return f'{reason}; a file is where a directory is needed'
   return reason
 
 
@@ -114,8 +121,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-  """Writes a dictionary with the digest of its content; raises as `writing` does."""
-  write_text(path, json.dumps({**content, DIGEST: digest(content)}, indent=2) + '\n')
+  """Writes a dictionary with the digest of its content; raises as `writing` does.
+
+  The digest comes first: without its line the file is still JSON.
+  """
+  write_text(path, json.dumps({DIGEST: digest(content), **content}, indent=2) + '\n')
 
 
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
@@ -312,14 +322,17 @@ def digest_arrays(arrays: dict[str, Any]) -> str:
 
 
 def sweep(folder: str | os.PathLike) -> None:
-  """Removes what killed writers left below a run's directory.
+  """Removes what killed writers left in a run's directory, and nothing else there.
 
-  Directories of other runs in it, which hold a config.json, are left to these.
+  Somebody may name a directory with files of his own, so only the names and rooms of a
+  run are looked at; runs inside it, which hold a config.json, are left to themselves.
   """
-  for root, folders, names in os.walk(folder):
-    folders[:] = [name for name in folders
-                  if not os.path.exists(os.path.join(root, name, 'config.json'))]
-    for name in names:
-      if name.endswith(_LEFTOVERS):
-        with contextlib.suppress(OSError):
-          os.unlink(os.path.join(root, name))
+  folder = pathlib.Path(folder)
+  found = [path for path in folder.glob('*.partial') if _OF_RUN.fullmatch(path.name)]
+  if (folder / 'config.json').exists():  # Else the rooms may be anybody's.
+    for room in (folder / name for name in _ROOMS):
+      if not (room / 'config.json').exists():
+        found += [path for path in room.rglob('*') if _OF_ROOM.fullmatch(path.name)]
+  for path in found:
+    with contextlib.suppress(OSError):
+      path.unlink()

@@ -46,8 +46,7 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
     _lock(descriptor, folder)
     _held[key] = threading.get_ident()
     try:
-      if (folder / 'config.json').exists():  # Else it may be anybody's directory.
-        files.sweep(folder)
+      files.sweep(folder)
       yield
     finally:
       del _held[key]

@@ -5,8 +5,10 @@ library. So the handler also leaves a note, which the stages of a run read.
 """
 
 import contextlib
+import functools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -39,6 +41,7 @@ def listening() -> Iterator[None]:
     yield
     return
   _noted = None
+  _hush()
   before = {number: signal.signal(number, _note) for number in _HEARD
             if signal.getsignal(number) is not signal.SIG_IGN}  # As nohup wants it.
   try:
@@ -47,6 +50,18 @@ def listening() -> Iterator[None]:
     for number, handler in before.items():
       signal.signal(number, handler)
     _noted = None
+
+
+@functools.cache
+def _hush() -> None:
+  """Keeps Python from printing a traceback of the exception that a callback swallowed."""
+  shown = sys.unraisablehook
+
+  def hook(what):
+    if not isinstance(what.exc_value, Interrupted):
+      shown(what)
+
+  sys.unraisablehook = hook
 
 
 def _note(number, frame):

@@ -347,6 +347,8 @@ def test_where_config_files_lie(tmp_path, capsys, monkeypatch):
     code = cli.main(['train', '--config', argument, '--workdir', str(tmp_path / 'run')])
     err = capsys.readouterr().err
     assert code == 2 and err.count('\n') == 1 and len(err) < 2000, (spec, err)
+  with pytest.raises(ConfigError, match='config file gs:/bucket/x.py does not exist'):
+    load('gs://bucket/x.py')
 
 
 @pytest.mark.parametrize('arguments', [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rkd_jax import cli, comparison
-from rkd_jax.errors import CheckpointError, ConfigError
+from rkd_jax.errors import ConfigError
 
 SMALL = {
     'devices': 1, 'model': 'mlp_16', 'data': {'name': 'digits'},
@@ -89,6 +89,6 @@ def test_a_teacher_that_is_not_there_is_found_before_anything_is_written(tmp_pat
   config = {**SMALL, 'teachers': {'robust': {'run': str(tmp_path / 'none')}},
             'compare': {'seeds': (0,), 'students': (
                 ('plain', {'method': 'standard'}), ('RSLAD', {'method': 'rslad'}))}}
-  with pytest.raises(CheckpointError, match='no finished run there'):
+  with pytest.raises(ConfigError, match='no finished run there'):
     comparison.run(config, tmp_path / 'compared')
   assert not list(tmp_path.iterdir())

@@ -140,6 +140,9 @@ def test_a_directory_belongs_to_one_config(tmp_path):
   config = configuration.resolve()
   configuration.claim(tmp_path / 'run', config)
   configuration.claim(tmp_path / 'run', config)
+  (tmp_path / 'lost' / 'weights').mkdir(parents=True)
+  with pytest.raises(ConfigError, match='holds weights, but no config.json'):
+    configuration.claim(tmp_path / 'lost', config)
   config.attack.steps = 3
   with pytest.raises(ConfigError, match=r'attack.steps \(10 there, 3 now\)'):
     configuration.claim(tmp_path / 'run', config)

@@ -194,7 +194,7 @@ def test_an_interrupted_export_is_made_up_for(finished, tmp_path):
 def test_teachers_that_cannot_be_used(finished, tmp_path):
   with pytest.raises(ConfigError, match='needs a robust teacher: set exactly one'):
     rkd.run({**SMALL, 'method': 'rslad'}, tmp_path / 'a')
-  with pytest.raises(CheckpointError, match='no finished run there'):
+  with pytest.raises(ConfigError, match='no finished run there'):
     rkd.run({**SMALL, 'method': 'rslad',
              'teachers': {'robust': {'run': str(tmp_path / 'none')}}},
             tmp_path / 'b')

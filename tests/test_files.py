@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from rkd_jax import files
+from rkd_jax import cli, files
 from rkd_jax.errors import CheckpointError, ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -138,16 +138,56 @@ def test_digests_see_names_types_shapes_and_values():
   assert files.digest({'a': (1, 2), 'b': 1}) == files.digest({'b': 1, 'a': [1, 2]})
 
 
+def left_in(folder, names):
+  """Those of the names that are still there after a sweep of a directory."""
+  for path in (folder / name for name in names):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('')
+  files.sweep(folder)
+  return [name for name in names if (folder / name).exists()]
+
+
 def test_leftovers_are_swept_but_not_those_of_other_runs(tmp_path):
-  left = ['weights/x.safetensors.12.partial', 'tables/evaluation.partial']
+  gone = ['weights/x.safetensors.12.partial', 'tables/evaluation.partial',
+          'tables/autoattack.batches/ab/0.npz.partial', 'weights/.tmpA1',
+          'config.json.7.partial', 'config.partial', 'metrics.jsonl.7.partial',
+          'metrics.partial']
   kept = ['tables/faithfulness.partial.jsonl', 'config.json',
-          'teachers/clean/config.json', 'teachers/clean/tables/y.json.7.partial']
-  for name in left + kept:
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text('')
-  files.sweep(tmp_path)
-  assert not any((tmp_path / name).exists() for name in left)
-  assert all((tmp_path / name).exists() for name in kept)
+          'teachers/clean/config.json', 'teachers/clean/tables/y.json.7.partial',
+          'backdoor/config.json', 'backdoor/tables/y.json.7.partial']
+  assert left_in(tmp_path, gone + kept) == kept
+
+
+def test_files_of_others_are_not_swept(tmp_path):
+  mine = ['film.partial', 'film.mkv.12.partial', 'a.tmp', '.tmpx', 'downloads/b.partial']
+  kept = [*mine, 'config.json']  # Of a run that was put there.
+  assert left_in(tmp_path / 'home', kept) == kept
+  kept = [*mine, 'weights/b.partial', 'tables/c.tmp']  # Nothing of a run yet.
+  assert left_in(tmp_path / 'other', kept) == kept
+
+
+def test_without_the_line_of_its_digest_a_file_can_be_read(tmp_path):
+  path = tmp_path / 'x.json'
+  files.write_json(path, {'a': 1, 'b': [2]})
+  lines = [line for line in path.read_text().split('\n') if '"digest"' not in line]
+  path.write_text('\n'.join(lines).replace('1', '3'))
+  assert files.read_json(path, '') == {'a': 3, 'b': [2]}
+
+
+def test_no_path_is_not_the_current_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ConfigError, match='workdir is empty'):
+    files.local_path('', 'workdir')
+  for command in (['quickstart'], ['evaluate'], ['certify'], ['detect']):
+    assert cli.main([*command, '--workdir=']) == 2
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_way_of_a_directory(tmp_path):
+  (tmp_path / 'x').write_text('')
+  for path in (tmp_path / 'x' / 'y', tmp_path / 'x' / 'y' / 'z'):
+    with pytest.raises(CheckpointError, match='a file is where a directory is needed'):
+      files.write(path, b'')
 
 
 def test_paths_expand_home_and_refuse_object_stores(monkeypatch):

@@ -33,6 +33,17 @@ def test_one_that_a_callback_swallowed_is_heard_at_the_next_stage(call):
     getattr(bar, call)('x')
 
 
+def test_of_one_that_a_callback_swallowed_no_traceback_is_printed(capfd):
+  class Callback:
+    def __del__(self):  # Python prints what is raised here, and goes on.
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(signals.Interrupted), signals.listening():
+    Callback()
+    signals.poll()
+  assert capfd.readouterr().err == ''
+
+
 def test_in_a_training_it_waits_to_be_asked_for(capfd):
   with signals.listening():
     with pytest.raises(signals.Interrupted):

@@ -7,7 +7,7 @@ import numpy as np
 
 from rkd_jax import config as configuration
 from rkd_jax import data, files
-from rkd_jax.errors import CheckpointError, ConfigError
+from rkd_jax.errors import ConfigError
 from rkd_jax.models import weights
 from rkd_jax.models.network import Network, Variables
 from rkd_jax.stages import backdoor as backdoor_stage
@@ -57,17 +57,20 @@ def restore(name: str, spec, dataset: data.Dataset, *, dtype: str) -> Teacher:
     folder = files.local_path(spec.run, f'config.teachers.{name}.run')
     file = trained.weights_file(folder, 'student', 'best')
     if not file.is_file():
-      raise CheckpointError(
+      raise ConfigError(
           f'config.teachers.{name}.run = {spec.run}: no finished run there '
           f'({file} is missing); train it first, or continue it with its own '
           'command')
     model = configuration.read(folder).model
   else:
-    file = files.local_path(spec.weights, f'config.teachers.{name}.weights')
+    where = f'config.teachers.{name}.weights'
+    file = files.local_path(spec.weights, where)
     model = spec.model
     if not model:
-      raise ConfigError(f'config.teachers.{name}.weights needs '
-                        f'config.teachers.{name}.model, for example resnet18')
+      raise ConfigError(f'{where} needs config.teachers.{name}.model, for example '
+                        'resnet18')
+    if not file.is_file():
+      raise ConfigError(f'{where}: {file}: no such file')
   network = build.make_network(model, dataset, dtype)
   trigger = folder / 'backdoor' if spec.run else spec.get('trigger', '') and (
       files.local_path(spec.trigger, f'config.teachers.{name}.trigger'))

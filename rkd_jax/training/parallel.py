@@ -76,7 +76,7 @@ def enable_compilation_cache() -> None:
   if jax.config.jax_compilation_cache_dir is None:
     try:
       root = files.local_path(
-          os.environ.get('RKD_CACHE_DIR', '~/.cache/rkd_jax'), 'RKD_CACHE_DIR')
+          os.environ.get('RKD_CACHE_DIR') or '~/.cache/rkd_jax', 'RKD_CACHE_DIR')
     except ConfigError as error:
       warnings.warn(f'compiled programs are not kept: {error}', stacklevel=2)
       return
