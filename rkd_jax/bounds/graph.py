@@ -52,6 +52,8 @@ class Node:
     linear: affine in the bounded operands.
     folds: how many rounded operations made the constants, at most.
     where: source line, for messages.
+    sizes: For each input, None or an array: a constant c of size s may be off by
+      gamma(folds) * s. None stands for |c|, which is too little after a cancellation.
   """
 
   name: str
@@ -63,6 +65,7 @@ class Node:
   linear: bool
   folds: int = 0
   where: str = ''
+  sizes: tuple[Any, ...] = ()
 
   @property
   def operands(self) -> tuple[int, ...]:
@@ -90,6 +93,13 @@ class Node:
     return dataclasses.replace(self, inputs=tuple(
         i if isinstance(i, Ref) or not is_float(i) else change(i)
         for i in self.inputs))
+
+  def with_sizes(self) -> 'Node':
+    """The same equation with the sizes of its constants, which are no less than |c|."""
+    sizes = self.sizes or (None,) * len(self.inputs)
+    plain = self.with_constants(jnp.abs)
+    return dataclasses.replace(plain, inputs=tuple(
+        i if s is None else s for i, s in zip(plain.inputs, sizes)))
 
   def homogeneous(self) -> 'Node':
     """The linear part of a linear equation: without what it adds."""

@@ -67,7 +67,7 @@ def _mixed(node, graph, low, high):
   radius = jnp.maximum(high - center, center - low) * (1 + 4 * unit)
   largest = jnp.max(jnp.abs(center) + radius)
   slack = lax.stop_gradient(
-      _error(node, graph) * absolute(node, jnp.ones_like(low)) * largest
+      _error(node, graph) * sized(node, jnp.ones_like(low)) * largest
       + _least(node, graph) * (1 + largest))
   value, spread = node(center), absolute(node, radius) + slack
   return value - spread, value + spread
@@ -78,19 +78,29 @@ def magnitude(low, high):
   return jnp.maximum(jnp.abs(low), jnp.abs(high))
 
 
-def absolute(node: Node, *values, addends: bool = False) -> jax.Array:
+def absolute(node: Node, *values) -> jax.Array:
   """|L| of a linear node: every coefficient replaced by its absolute value.
 
   Args:
     node: linear.
     values: arrays >= 0, one for each bounded operand.
-    addends: adds the absolute values of constants that are added, too.
   """
+  return _positive(node.with_constants(
+      jnp.abs if node.name in COEFFICIENTS else jnp.zeros_like), values)
+
+
+def sized(node: Node, *values) -> jax.Array:
+  """What the errors of a linear node are relative to, constants that are added too.
+
+  That is `absolute` with the sizes of folded constants instead of their values.
+  """
+  return _positive(node.with_sizes(), values)
+
+
+def _positive(node, values):
+  """A linear node with positive constants, at values >= 0: without a subtraction."""
   if node.name == 'neg':
     return values[0]
-  if node.name in COEFFICIENTS:
-    return node.with_constants(jnp.abs)(*values)
-  node = node.with_constants(jnp.abs if addends else jnp.zeros_like)
   if node.name != 'sub':
     return node(*values)
   given = iter(values)
@@ -105,7 +115,7 @@ def rounded(node: Node, graph: Graph, magnitudes: list) -> jax.Array:
   a computed coefficient is off by gamma times |row| |L|, and multiplies an operand
   that is no larger than its magnitude.
   """
-  largest = absolute(node, *magnitudes, addends=True)
+  largest = sized(node, *magnitudes)
   least = _least(node, graph)
   if node.name in COEFFICIENTS:  # Subnormal ones count as zero.
     least = least * (1 + sum(jnp.max(finite(m), initial=0) for m in magnitudes))

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend import source_info_util
 
+from rkd_jax.bounds import folding
 from rkd_jax.bounds.graph import MOVES, PRODUCTS, SUMS, Graph, Node, Ref, is_float
 from rkd_jax.errors import ConfigError, UnsupportedPrimitiveError
 
@@ -71,6 +72,7 @@ class _Builder:
     self.nodes = []
     self.shapes = {}
     self.folds = {}  # id() of a constant -> rounded operations behind it.
+    self.sizes = {}  # id() of a constant -> its size, if not its magnitude.
     self.caller = ''  # Source line of the call that is being inlined.
     self.kept = []  # Constants stay alive, so that no id() is used twice.
 
@@ -94,11 +96,14 @@ class _Builder:
             ) if isinstance(value, jax.Array) else np.asarray(value, self.dtype)
     rounded = jnp.finfo(jax.typeof(value).dtype).bits > jnp.finfo(self.dtype).bits
     if rounded or id(value) in self.folds:
-      self._remember(cast, self.folds.get(id(value), 0) + rounded)
+      self._remember(cast, self.folds.get(id(value), 0) + rounded,
+                     self.sizes.get(id(value)))
     return cast
 
-  def _remember(self, constant, folds):
+  def _remember(self, constant, folds, size=None):
     self.folds[id(constant)] = folds
+    if size is not None:
+      self.sizes[id(constant)] = size
     self.kept.append(constant)
 
   def _equation(self, eqn, inputs):
@@ -137,14 +142,17 @@ class _Builder:
     known = not any(isinstance(i, jax.core.Tracer) for i in inputs)
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
       results = eqn.primitive.bind(*inputs, **params)
+      size = None if typed or eqn.primitive.multiple_results else folding.size(
+          eqn.primitive, params, inputs, [self.sizes.get(id(i)) for i in inputs],
+          results)
     results = results if eqn.primitive.multiple_results else [results]
     behind = sum(self.folds.get(id(i), 0) for i in inputs)
     # A conversion to the type that everything has already changes nothing.
     exact = eqn.primitive.name in MOVES | _EXACT or (
         eqn.primitive.name == 'convert_element_type' and all(map(is_float, inputs)))
-    rounded = 0 if exact else 4
+    rounded = 0 if exact else folding.terms(eqn)
     for result in results:
-      self._remember(result, behind + rounded)
+      self._remember(result, behind + rounded, size)
     return [self._cast(r) for r in results]
 
   def _params(self, params):
@@ -245,8 +253,14 @@ class _Builder:
                  if not isinstance(i, Ref)), default=0)
     self.nodes.append(Node(
         name, tuple(inputs), out, tuple(shape), evaluate, params,
-        _is_linear(name, inputs), folds, _where(eqn) or self.caller))
+        _is_linear(name, inputs), folds, _where(eqn) or self.caller,
+        tuple(self._size(name, i) for i in inputs)))
     return Ref(out)
+
+  def _size(self, name, constant):
+    size = self.sizes.get(id(constant))
+    # What divides is off by gamma * size / constant^2, as if it were so much smaller.
+    return (jnp.square(constant) / size if name == 'div' and size is not None else size)
 
   def constant(self, value, shape):
     """A constant as the result of an equation: it reads the input and ignores it."""
