@@ -2,11 +2,15 @@
 
 import os
 import pathlib
+import signal
 
 # Before JAX is imported anywhere: the mesh tests need several devices.
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# A shell starts what runs in the background with SIGINT ignored, as do its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax

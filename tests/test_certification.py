@@ -102,7 +102,7 @@ def test_students_of_a_comparison_can_be_chosen(finished, certified, capsys):
 
 
 @pytest.mark.parametrize('flags, text', [
-    (['--eps', 'x'], 'numbers'), (['--eps', '-0.1'], 'eps must be >= 0'),
+    (['--eps', 'x'], 'numbers'), (['--eps', '-0.1'], 'radii in [0, 1]'),
     (['--method', 'crwn'], 'crown'), (['--examples', '0'], 'examples'),
     (['--teacher', 'clean'], 'clean'),
     (['--teacher-weights', 'a.safetensors'], '--teacher-model'),

@@ -99,7 +99,7 @@ def _intervals(domain, seed, size=600, dtype=np.float32):
   center[: size // 3] = rng.normal(size=size // 3) * 3
   width = 10.0**rng.uniform(-7, 6, size)
   width[: size // 2] = 10.0**rng.uniform(-3, 1.3, size // 2)
-  far = slice(-size // 4, None)  # All that float32 has.
+  far = slice(size - size // 4, None)  # All that float32 has.
   center[far] = rng.choice([-1, 1], size // 4) * 10.0**rng.uniform(-37, 37, size // 4)
   width[far] = np.abs(center[far]) * 10.0**rng.uniform(-7, 1, size // 4)
   width[::10] = 0
