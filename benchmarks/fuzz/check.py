@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import bounds
@@ -160,8 +161,10 @@ class Chain:
   def bound(self, case: Case, ball) -> dict:
     """Method -> (lower, upper)."""
     if self._compiled is None:
+      # NumPy would multiply its arrays itself, rounded, before the bounds see them.
+      weights = jax.tree.map(jnp.asarray, case.weights)
       program = self.program if self.traced else (
-          lambda _, x: self.program(case.weights, x))
+          lambda _, x: self.program(weights, x))
       self._compiled = jax.jit(lambda w, ball, spec: {
           name: METHODS[name](functools.partial(program, w), ball,
                               spec and bounds.Spec(*spec))[:2]
