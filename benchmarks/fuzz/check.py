@@ -11,7 +11,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import bounds
