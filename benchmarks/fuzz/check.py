@@ -36,7 +36,7 @@ class Failure:
   """What was found wrong.
 
   Attributes:
-    number: of the case.
+    number: Number of the case.
     kind: 'violation', 'NaN', 'mixing' (a function of the whole batch that was not
       refused) or 'crash' (an error that is no refusal).
     method: function of `bounds`.
@@ -84,7 +84,7 @@ class Case:
 
   Attributes:
     number: within the chain.
-    weights: of the program.
+    weights: Weights of the program.
     spec: (C, d) if linear functions C y + d of the outputs are bounded, or None.
     region: the sets.
     x: points [S, B, ...].
@@ -103,8 +103,8 @@ class Chain:
   """A chain of steps with all of its cases.
 
   Args:
-    seed: of whatever is drawn; the expressions that come alone begin with others.
-    index: of the chain.
+    seed: Seed of whatever is drawn; another one begins with other single expressions.
+    index: Number of the chain.
   """
 
   def __init__(self, seed: int, index: int):
@@ -200,10 +200,10 @@ def run(seed: int, first: int, count: int, every: int = 1,
   """Cases from number `first` on, until so many programs were compared.
 
   Args:
-    seed: of whatever is drawn.
+    seed: Seed of whatever is drawn.
     first: number of the first case.
     count: programs to compare; refused ones do not count.
-    every: of the chains after the first one, each of this number is taken.
+    every: Distance from one chain that is taken to the next.
     report: is called with every `Failure`, at most one a chain, kind and method.
   """
   tally, (index, case) = Tally(), divmod(first, CASES)

@@ -28,7 +28,7 @@ class Step:
   """One expression.
 
   Attributes:
-    text: of x, e and w.
+    text: Expression in x, e and w.
     weights: number -> (letter, shape) of the weights in it.
   """
 
@@ -49,7 +49,7 @@ class Program:
 
   Attributes:
     steps: the expressions.
-    shape: of the input, without the batch axis.
+    shape: Shape of the input, without the batch axis.
     mixes: whether rows of the result depend on other rows of the input.
   """
 

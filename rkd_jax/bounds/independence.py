@@ -49,8 +49,8 @@ def check(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...],
 
   Args:
     fn: what is to be bounded.
-    shape: of the input, with batch axis first.
-    dtype: of the input.
+    shape: Shape of the input, with batch axis first.
+    dtype: Type of the input.
 
   Raises:
     ConfigError: `fn` mixes examples, or adds noise that differs between them.

@@ -45,11 +45,11 @@ def moved(place: Place | Noise, name: str, params: dict[str, Any],
   """After a move; None where that is not known.
 
   Args:
-    place: of the operand, of shape `before`.
-    name: of the equation, in `MOVES`.
-    params: of the equation.
+    place: Place of the operand, which has the shape `before`.
+    name: Name of the equation, one of `MOVES`.
+    params: Parameters of the equation.
     before: shape of the operand.
-    shape: of the result.
+    shape: Shape of the result.
   """
   if isinstance(place, Noise):
     return _NOISE[name](place, params, before, shape) if name in _NOISE else (

@@ -27,8 +27,8 @@ def load(workdir: pathlib.Path, who: str, when: str, like: Any) -> Any:
   """Weights of a finished training, if they are those that it wrote.
 
   Args:
-    workdir: of the run.
-    who, when: as in `weights_file`.
+    workdir: Directory of the run.
+    who, when: Role of the network and moment of its weights, see `weights_file`.
     like: variables or a template, as in `weights.load`.
 
   Raises:
