@@ -124,7 +124,7 @@ def check_effect(config, plan: Mapping[str, tuple[Any, pathlib.Path]]) -> None:
 
   Args:
     config: complete.
-    plan: of one seed, see `plan_of`.
+    plan: Plan of one seed, see `plan_of`.
   """
   for name, changes in config.compare.students:
     effect.check_student(changes, plan[name][0], f'config.compare.students[{name!r}]')

@@ -104,8 +104,8 @@ def _loosened(rule: Rule, constants, size=lambda bounds: 1.0) -> Rule:
   """With room for constants that are subnormal, and so count as zero.
 
   Args:
-    rule: of a function that changes by no more than `size` times a constant does.
-    constants: of the function.
+    rule: Rule of a function that changes by no more than `size` times a constant does.
+    constants: Constants of the function.
     size: operand bounds -> that factor.
   """
   unknown = [jnp.asarray(c) for c in constants if isinstance(c, jax.core.Tracer)

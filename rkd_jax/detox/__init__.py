@@ -68,7 +68,7 @@ def check(name: str, settings: Mapping[str, Any], network: Network, variables: V
     name: a key of `METHODS`.
     settings: what differs from `defaults(name)`.
     network: the teacher.
-    variables: its variables, or their shapes.
+    variables: Variables of the network, or their shapes.
     image_shape: (H, W, C).
   """
   complete = check_settings(name, settings)

@@ -67,7 +67,7 @@ def fit(state: TrainState, plan: Plan, checkpoints: Checkpoints,
 
   Args:
     state: a fresh one or that of a checkpoint; it is donated.
-    plan: see there.
+    plan: What is trained, see `Plan`.
     checkpoints: where to; one more is written when the process is asked to stop.
     log: gets a line an epoch.
     progress: advances by the cost of every step.
